@@ -1,0 +1,1 @@
+"""Configs and what runs them: command line, evaluation, decoding runs, sweeps, statistics."""

@@ -1,0 +1,7 @@
+"""The world of speculative decoding over a radio network: radio, serving, control, time, real runs."""
+
+from uara.shadowing import check_packages
+
+__version__ = "0.1.0"
+
+check_packages()

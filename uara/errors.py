@@ -1,0 +1,10 @@
+"""The one exception that means "the user can mend this"; the command line prints it and exits with 2."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Report a mistake in what the user gave: what was given, what is allowed, how to mend it.
+
+    The text is one line; the command line prints it without a traceback and exits with status 2.
+    """
