@@ -1,0 +1,1 @@
+"""Real draft/verify runs: phones draft, servers verify, the tokens are real, time is virtual."""

@@ -1,0 +1,441 @@
+"""The frames that a device and a server exchange: MessagePack arrays behind a u32 length.
+
+Every field is a binary: a header of fixed-width little-endian integers and arrays of ids and
+probabilities, so that a frame's size depends on counts alone (sizes: `uara.serving.payload`).
+A draft is named by (sid, epoch, base): the epoch grows at every rejection, base is the position of
+its first token in the context.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, TypeVar, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 64 * 2**20
+NO_TOKEN = 0xFFFFFFFF
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+class ProtocolError(Exception):
+    """A frame that does not keep to the protocol; the session that sent it is closed."""
+
+
+class RuleCode(IntEnum):
+    """Acceptance rule and draft payload of a session."""
+
+    IDS = 0
+    ID_PROB = 1
+    TOPK = 2
+    FULL = 3
+
+
+class _Frame(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    header: bytes
+
+
+class _Open(_Frame, tag=1, frozen=True):
+    prompt: bytes
+
+
+class _Draft(_Frame, tag=2, frozen=True):
+    tokens: bytes
+    rows: bytes
+
+
+class _Verdict(_Frame, tag=3, frozen=True):
+    row: bytes
+
+
+class _NeedP(_Frame, tag=4, frozen=True):
+    pass
+
+
+class _Tails(_Frame, tag=5, frozen=True):
+    row: bytes
+
+
+class _Token(_Frame, tag=6, frozen=True):
+    pass
+
+
+class _Close(_Frame, tag=7, frozen=True):
+    pass
+
+
+class _Error(_Frame, tag=8, frozen=True):
+    text: bytes
+
+
+_Wire = _Open | _Draft | _Verdict | _NeedP | _Tails | _Token | _Close | _Error
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[_Wire] = msgspec.msgpack.Decoder(_Wire)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Token ids and probabilities side by side, both of shape (n,)."""
+
+    ids: Ids
+    probabilities: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+EMPTY_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0))
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open a request (up). The prompt ends in the `text_tokens` that the models read."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BBHIIIIQQdIdI")
+    sid: int
+    rule: RuleCode
+    row_top_k: int
+    vocab_size: int
+    text_tokens: int
+    max_new: int
+    tokenizer_hash: int
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    eos: int
+    prompt: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Ask for verification of drafted tokens (up); with none, hand the turn to the server.
+
+    `correction` is the token that the device drew after the last rejection, or `NO_TOKEN`.
+    `rows` holds what the codec sends: nothing, one pair per token, K pairs per token or V.
+    """
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIII")
+    sid: int
+    round: int
+    epoch: int
+    base: int
+    correction: int
+    tokens: tuple[int, ...]
+    rows: tuple[Pairs, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Answer a draft (down).
+
+    Attributes:
+        accepted: how many of the drafted tokens are committed.
+        token: the token after them, or `NO_TOKEN` if the device draws it from the target's row.
+        device_turn: whether the device goes on (else the server decodes alone).
+        top: the target's Top-K at the rejected position (`id_prob` only).
+        tails: draws from the target outside that Top-K.
+    """
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIIIIBHI")
+    sid: int
+    round: int
+    epoch: int
+    base: int
+    accepted: int
+    token: int
+    device_turn: bool
+    top: Pairs
+    tails: Pairs
+    queue_us: int
+
+
+@dataclass(frozen=True)
+class NeedP:
+    """Ask for more tail draws at a position (up), after `drawn` were refused."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIII")
+    sid: int
+    epoch: int
+    position: int
+    drawn: int
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Bring more draws from the target outside its Top-K (down)."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<III")
+    sid: int
+    epoch: int
+    position: int
+    tails: Pairs
+
+
+@dataclass(frozen=True)
+class Token:
+    """Bring one token that the server decoded alone (down)."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIB")
+    sid: int
+    position: int
+    token: int
+    device_turn: bool
+
+
+@dataclass(frozen=True)
+class Close:
+    """End a session (either way)."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<I")
+    sid: int
+
+
+@dataclass(frozen=True)
+class Error:
+    """Refuse a session (down), with one line of text."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<I")
+    sid: int
+    text: str
+
+
+Frame = Open | Draft | Verdict | NeedP | Tails | Token | Close | Error
+FrameT = TypeVar("FrameT", bound=Frame)
+
+
+@dataclass(frozen=True)
+class Format:
+    """What both ends agreed on: width of an id and the draft payload.
+
+    Attributes:
+        rule: which probabilities go with a draft.
+        vocab_size: number of token ids; up to 65,536 an id takes two bytes, else four.
+        top_k: pairs per row of `topk` drafts and of `id_prob` verdicts.
+    """
+
+    rule: RuleCode
+    vocab_size: int
+    top_k: int
+
+    @property
+    def id_type(self) -> np.dtype[np.unsignedinteger]:
+        """Little-endian integer type of a token id."""
+        return np.dtype("<u2" if self.vocab_size <= 65_536 else "<u4")
+
+    def pack_ids(self, ids: Ids | tuple[int, ...]) -> bytes:
+        """Pack token ids."""
+        return np.asarray(ids, np.int64).astype(self.id_type).tobytes()
+
+    def unpack_ids(self, data: bytes) -> Ids:
+        """Unpack token ids.
+
+        Raises:
+            ProtocolError: if the bytes are no whole number of ids of the vocabulary.
+        """
+        if len(data) % self.id_type.itemsize:
+            raise ProtocolError(f"{len(data)} bytes are no whole number of token ids")
+        ids = np.frombuffer(data, self.id_type).astype(np.int64)
+        if ids.size and int(ids.max()) >= self.vocab_size:
+            raise ProtocolError(f"token id {int(ids.max())} is outside {self.vocab_size} ids")
+        return ids
+
+    def pack_pairs(self, pairs: Pairs) -> bytes:
+        """Pack ids, then probabilities as f32."""
+        return self.pack_ids(pairs.ids) + pairs.probabilities.astype("<f4").tobytes()
+
+    def unpack_pairs(self, data: bytes) -> Pairs:
+        """Unpack what `pack_pairs` packed.
+
+        Raises:
+            ProtocolError: if the size is wrong or a probability lies outside [0, 1].
+        """
+        width = self.id_type.itemsize + 4
+        if len(data) % width:
+            raise ProtocolError(f"{len(data)} bytes are no whole number of (id, probability)")
+        cut = len(data) // width * self.id_type.itemsize
+        return Pairs(self.unpack_ids(data[:cut]), _unpack_probabilities(data[cut:]))
+
+    def pack_rows(self, rows: tuple[Pairs, ...]) -> bytes:
+        """Pack the draft's probabilities as the codec sends them."""
+        if self.rule is RuleCode.IDS:
+            return b""
+        if self.rule is RuleCode.TOPK:
+            return b"".join(self.pack_pairs(row) for row in rows)
+        return b"".join(row.probabilities.astype("<f4").tobytes() for row in rows)
+
+    def unpack_rows(self, data: bytes, tokens: Ids) -> tuple[Pairs, ...]:
+        """Unpack the probabilities that go with `tokens`, one row per token.
+
+        Raises:
+            ProtocolError: if there are not as many as the codec sends.
+        """
+        width = {
+            RuleCode.IDS: 0,
+            RuleCode.ID_PROB: 4,
+            RuleCode.TOPK: self.top_k * (self.id_type.itemsize + 4),
+            RuleCode.FULL: self.vocab_size * 4,
+        }[self.rule]
+        if len(data) != width * len(tokens):
+            raise ProtocolError(f"{len(data)} bytes of rows, expected {width} x {len(tokens)}")
+        if self.rule is RuleCode.IDS:
+            return ()
+        parts = [data[i * width : (i + 1) * width] for i in range(len(tokens))]
+        if self.rule is RuleCode.TOPK:
+            return tuple(self.unpack_pairs(part) for part in parts)
+        if self.rule is RuleCode.FULL:
+            ids = np.arange(self.vocab_size)
+            return tuple(Pairs(ids, _unpack_probabilities(part)) for part in parts)
+        return tuple(
+            Pairs(tokens[i : i + 1], _unpack_probabilities(part)) for i, part in enumerate(parts)
+        )
+
+
+def _unpack_probabilities(data: bytes) -> Floats:
+    values = np.frombuffer(data, "<f4").astype(np.float64)
+    if not np.all((values >= 0) & (values <= 1)):
+        raise ProtocolError("a probability lies outside [0, 1]")
+    return values
+
+
+def encode(frame: Frame, form: Format) -> bytes:
+    """Encode a frame: u32 length, then MessagePack."""
+    body = _ENCODER.encode(_to_wire(frame, form))
+    assert len(body) <= MAX_FRAME_BYTES, "a frame is larger than the protocol allows"
+    return struct.pack("<I", len(body)) + body
+
+
+def decode(data: bytes, form: Format | None = None) -> Frame:
+    """Decode one whole frame.
+
+    Args:
+        data: what `encode` returned.
+        form: what the session agreed on; None only for `Open`, which carries it.
+
+    Raises:
+        ProtocolError: if the bytes are no frame of this version.
+    """
+    if len(data) < 4 or struct.unpack_from("<I", data)[0] != len(data) - 4:
+        raise ProtocolError("the length prefix does not match the frame")
+    if len(data) > MAX_FRAME_BYTES + 4:
+        raise ProtocolError(f"a frame of {len(data)} bytes is above {MAX_FRAME_BYTES}")
+    try:
+        return _from_wire(_DECODER.decode(data[4:]), form)
+    except (msgspec.MsgspecError, struct.error, ValueError) as error:
+        raise ProtocolError(f"malformed frame: {error}") from error
+
+
+def _to_wire(frame: Frame, form: Format) -> _Wire:
+    match frame:
+        case Open():
+            header = Open.LAYOUT.pack(
+                PROTOCOL_VERSION,
+                frame.rule,
+                frame.row_top_k,
+                frame.sid,
+                frame.vocab_size,
+                frame.text_tokens,
+                frame.max_new,
+                frame.tokenizer_hash,
+                frame.seed,
+                frame.temperature,
+                frame.top_k,
+                frame.top_p,
+                frame.eos,
+            )
+            return _Open(header, form.pack_ids(frame.prompt))
+        case Draft():
+            header = Draft.LAYOUT.pack(
+                frame.sid, frame.round, frame.epoch, frame.base, frame.correction
+            )
+            return _Draft(header, form.pack_ids(frame.tokens), form.pack_rows(frame.rows))
+        case Verdict():
+            header = Verdict.LAYOUT.pack(
+                frame.sid,
+                frame.round,
+                frame.epoch,
+                frame.base,
+                frame.accepted,
+                frame.token,
+                frame.device_turn,
+                len(frame.top),
+                frame.queue_us,
+            )
+            return _Verdict(header, form.pack_pairs(frame.top) + form.pack_pairs(frame.tails))
+        case NeedP():
+            return _NeedP(NeedP.LAYOUT.pack(frame.sid, frame.epoch, frame.position, frame.drawn))
+        case Tails():
+            header = Tails.LAYOUT.pack(frame.sid, frame.epoch, frame.position)
+            return _Tails(header, form.pack_pairs(frame.tails))
+        case Token():
+            return _Token(
+                Token.LAYOUT.pack(frame.sid, frame.position, frame.token, frame.device_turn)
+            )
+        case Close():
+            return _Close(Close.LAYOUT.pack(frame.sid))
+        case Error():
+            return _Error(Error.LAYOUT.pack(frame.sid), frame.text.encode())
+
+
+def _from_wire(wire: _Wire, form: Format | None) -> Frame:
+    if isinstance(wire, _Open):
+        return _read_open(wire)
+    if isinstance(wire, _Close):
+        return Close(*Close.LAYOUT.unpack(wire.header))
+    if isinstance(wire, _Error):
+        (sid,) = Error.LAYOUT.unpack(wire.header)
+        return Error(sid, wire.text.decode())
+    if form is None:
+        raise ProtocolError("a session begins with Open")
+    match wire:
+        case _Draft():
+            ids = form.unpack_ids(wire.tokens)
+            rows = form.unpack_rows(wire.rows, ids)
+            values = [*Draft.LAYOUT.unpack(wire.header), tuple(ids.tolist()), rows]
+            return Draft(*values)
+        case _Verdict():
+            *first, device_turn, top_count, queue_us = Verdict.LAYOUT.unpack(wire.header)
+            cut = top_count * (form.id_type.itemsize + 4)
+            top = form.unpack_pairs(wire.row[:cut])
+            tails = form.unpack_pairs(wire.row[cut:])
+            values = [*first, bool(device_turn), top, tails, queue_us]
+            return Verdict(*values)
+        case _NeedP():
+            return NeedP(*NeedP.LAYOUT.unpack(wire.header))
+        case _Tails():
+            values = [*Tails.LAYOUT.unpack(wire.header), form.unpack_pairs(wire.row)]
+            return Tails(*values)
+        case _Token():
+            sid, position, token, device_turn = Token.LAYOUT.unpack(wire.header)
+            return Token(sid, position, token, bool(device_turn))
+
+
+def _read_open(wire: _Open) -> Open:
+    version, rule, row_top_k, sid, vocab_size, *rest = Open.LAYOUT.unpack(wire.header)
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"protocol version {version} is not {PROTOCOL_VERSION}")
+    form = Format(RuleCode(rule), vocab_size, row_top_k)
+    prompt = tuple(form.unpack_ids(wire.prompt).tolist())
+    values = [sid, form.rule, row_top_k, vocab_size, *rest, prompt]
+    frame = Open(*values)
+    if frame.text_tokens > len(prompt):
+        raise ProtocolError(f"{frame.text_tokens} text tokens in a prompt of {len(prompt)}")
+    return frame
+
+
+def expect(frame: Frame, kind: type[FrameT]) -> FrameT:
+    """Return the frame as `kind`.
+
+    Raises:
+        ProtocolError: if it is another.
+    """
+    if not isinstance(frame, kind):
+        raise ProtocolError(f"expected {kind.__name__}, got {type(frame).__name__}")
+    return cast(FrameT, frame)
