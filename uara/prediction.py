@@ -1,0 +1,275 @@
+"""The latency of a decision in a state: the only place that composes radio and serving.
+
+Shape legend: B networks, M devices, E servers.
+
+The world's step calls `predict` on the true state, controllers call it on what they may know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from uara.network import Decision, NetworkState
+from uara.radio.link import LinkConfig, rate_bps
+from uara.serving.batching import BatchingConfig, solve_batching, sum_by_server
+from uara.serving.modes import MODE_INDEX, MODES, RoundParts
+from uara.serving.payload import Codec, make_codec
+
+Horizon = Literal["slot", "request"]
+
+MIN_RATE_BPS = 1.0  # keeps times finite for a device that was given no spectrum or no power
+
+
+class PhysicsConfig(BaseModel):
+    """How bits and tokens travel: link model, codec, serving mode, batching."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    link: LinkConfig = Field(LinkConfig(), description="receiver noise and link adaptation")
+    codec: Literal["ids", "id_prob", "topk", "full"] = Field(
+        "topk", description="what a draft carries; it names its acceptance rule"
+    )
+    vocab_size: int = Field(
+        32_000, gt=1, description="vocabulary of the priced pair (Llama-2: 32,000 tokens)"
+    )
+    top_k: int = Field(32, gt=0, description="entries of a probability row on the wire")
+    frame_overhead_bytes: int = Field(40, ge=0, description="TCP/IP headers per frame")
+    mode: Literal["sd", "server_ar", "device_only"] = Field("sd", description="serving mode")
+    max_draft_length: int = Field(8, gt=0, description="longest draft a decision may ask for")
+    batching: BatchingConfig = Field(BatchingConfig(), description="how servers form batches")
+    amplifier_efficiency: float = Field(
+        0.35, gt=0, le=1, description="radiated over electrical power of a phone's amplifier"
+    )
+
+
+@dataclass(frozen=True)
+class Physics:
+    """A physics configuration with its codec."""
+
+    config: PhysicsConfig
+    codec: Codec
+
+    @classmethod
+    def of(cls, config: PhysicsConfig) -> Physics:
+        """Resolve the codec of a configuration."""
+        codec = make_codec(
+            config.codec,
+            vocab_size=config.vocab_size,
+            top_k=config.top_k,
+            frame_overhead_bytes=config.frame_overhead_bytes,
+        )
+        return cls(config, codec)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Latency parts of a decision, (B, M) unless said otherwise; for devices without a request, what
+    one would meet.
+    """
+
+    uplink_bps: Tensor
+    downlink_bps: Tensor
+    upload_s: Tensor  # of the prompt bits still to be sent
+    prefill_tokens: Tensor  # context tokens whose KV cache the chosen server lacks
+    prefill_tokens_per_s: Tensor
+    prefill_s: Tensor
+    draft_s: Tensor  # parts of one round
+    draft_uplink_s: Tensor
+    wait_s: Tensor
+    verify_s: Tensor
+    downlink_s: Tensor
+    round_s: Tensor
+    tokens_per_round: Tensor
+    tpot_s: Tensor
+    interference_s: Tensor  # decoding time lost to the prefills of others ("request" horizon)
+    remaining_s: Tensor  # expected time until the request is finished
+    draft_bits: Tensor  # per round
+    verdict_bits: Tensor  # expected, per round
+    handover: Tensor  # bool: the request changes its server and loses its KV cache
+    server_busy: Tensor  # (B, E) share of time in decoding passes
+    is_device_only: Tensor  # bool
+
+
+def effective_mode(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
+    """Resolve each device's mode, (B, M) long: draft length 0 is plain server decoding."""
+    index = (
+        torch.full_like(decision.server, MODE_INDEX[physics.config.mode])
+        if decision.mode is None
+        else decision.mode
+    )
+    hands_over = (decision.draft_length == 0) & (index != MODE_INDEX["device_only"])
+    return torch.where(hands_over, MODE_INDEX["server_ar"], index)
+
+
+def uplink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
+    """Compute each device's uplink rate to its chosen server, (B, M)."""
+    link = physics.config.link
+    gain = state.gain.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
+    rate = rate_bps(gain, decision.power_w, decision.bandwidth_hz, link.uplink_noise_w_per_hz, link)
+    return rate.clamp_min(MIN_RATE_BPS)
+
+
+def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
+    """Compute each device's downlink rate, (B, M).
+
+    A server spreads its power evenly over its band and divides the band equally among the devices
+    with a request.
+    """
+    link, server = physics.config.link, decision.server
+    gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
+    users = sum_by_server(state.has_request.to(gain.dtype), server, state.num_servers)
+    share = 1 / users.gather(1, server).clamp_min(1)
+    return rate_bps(
+        gain,
+        state.downlink_power_w.gather(1, server) * share,
+        state.downlink_bandwidth_hz.gather(1, server) * share,
+        link.downlink_noise_w_per_hz,
+        link,
+    )
+
+
+def predict(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
+) -> Prediction:
+    """Predict the latency parts of a decision.
+
+    Args:
+        state: what is known (or the truth).
+        decision: servers must be valid indices also for devices without a request.
+        physics: link model, codec, mode, batching.
+        horizon: "slot" for rates now: only requests that decode now load the batches, prefills in
+            progress lengthen the passes. "request" for completion times: every request on a server
+            loads its batches, and prefills cost everybody on the server their own time.
+    """
+    config, server = physics.config, decision.server
+    dtype = state.gain.dtype
+    has_request = state.has_request.to(dtype)
+    uplink_bps = uplink_rate_bps(state, decision, physics)
+    downlink_bps = downlink_rate_bps(state, decision, physics)
+
+    mode = effective_mode(state, decision, physics)
+    is_ar = mode == MODE_INDEX["server_ar"]
+    is_local = mode == MODE_INDEX["device_only"]
+    moved = (server != state.server) & state.has_request & ~is_local
+    cached = torch.where(moved, 0.0, state.kv_tokens)
+    prefill_tokens = torch.where(is_local, 0.0, (state.context_tokens - cached).clamp_min(0))
+    handover = moved & (state.kv_tokens > 0)
+
+    gamma = torch.where(is_ar, 0, decision.draft_length).to(dtype)
+    draft_bits = torch.where(is_ar | is_local, 0.0, physics.codec.draft_bits(gamma))
+    verdict_bits = torch.where(
+        is_ar,
+        physics.codec.token_bits(),
+        torch.where(is_local, 0.0, physics.codec.verdict_bits(gamma, state.acceptance)),
+    )
+    draft_s = gamma * state.draft_time_s
+    draft_uplink_s = draft_bits / uplink_bps
+    downlink_s = torch.where(is_local, 0.0, verdict_bits / downlink_bps)
+    rtt_s = state.rtt_s.gather(1, server)
+    think_s = torch.where(is_ar, 0.0, draft_s + draft_uplink_s + downlink_s + rtt_s)
+
+    per_token_s = state.forward_per_token_s.gather(1, server)
+    own_s = (
+        state.forward_per_row_s.gather(1, server)
+        + (gamma + 1) * per_token_s
+        + state.context_tokens * state.forward_per_context_s.gather(1, server)
+    )
+    is_uploading = state.upload_bits > 0
+    on_server = has_request * (~is_local).to(dtype)
+    if horizon == "slot":
+        decodes = on_server * ((prefill_tokens <= 0) & ~is_uploading).to(dtype)
+        backlog = on_server * torch.where(is_uploading, 0.0, prefill_tokens)
+    else:
+        decodes = on_server
+        backlog = on_server * prefill_tokens
+    queue = sum_by_server(
+        torch.stack((backlog, (backlog > 0).to(dtype))),
+        server.expand(2, *server.shape),
+        state.num_servers,
+    )
+    backlog_tokens = queue[0] + state.foreign_prefill_tokens
+    prefilling = queue[1] + (state.foreign_prefill_tokens > 0).to(dtype)
+    chunk = float(config.batching.prefill_chunk_tokens)
+    base_s = state.forward_fixed_s
+    if horizon == "slot":
+        base_s = base_s + (prefilling > 0).to(dtype) * chunk * state.forward_per_token_s
+    batch = solve_batching(
+        think_s,
+        own_s,
+        decodes,
+        server,
+        base_s,
+        state.foreign_rows,
+        state.forward_per_row_s + state.forward_per_token_s,
+        config.batching,
+    )
+
+    # A chunk of prefill rides on a decoding pass when there is one, and else runs by itself.
+    chunk_s = chunk * state.forward_per_token_s + batch.busy * state.forward_fixed_s
+    tokens_per_s = (chunk / chunk_s).gather(1, server)
+    is_queued = (backlog > 0).to(dtype)
+    if horizon == "slot":
+        others = prefilling.gather(1, server) - is_queued
+        prefill_tokens_per_s = tokens_per_s / (others + 1)
+        prefill_s = prefill_tokens / prefill_tokens_per_s
+        interference_s = torch.zeros_like(prefill_s)
+    else:
+        # First come, first served in an unknown order: on average half of the others go first.
+        others = backlog_tokens.gather(1, server) - backlog
+        prefill_tokens_per_s = tokens_per_s
+        prefill_s = torch.where(
+            prefill_tokens > 0, (prefill_tokens + 0.5 * others) / tokens_per_s, 0.0
+        )
+        interference_s = (
+            on_server * torch.where(prefill_tokens > 0, 0.5, 1.0) * others * per_token_s
+        )
+
+    parts = RoundParts(draft_s, draft_uplink_s, batch.wait_s, batch.verify_s, downlink_s, rtt_s)
+    round_s, tokens = _by_mode(mode, parts, state.acceptance, gamma)
+    tpot_s = round_s / tokens
+    upload_s = torch.where(is_local, 0.0, state.upload_bits / uplink_bps)
+    return Prediction(
+        uplink_bps=uplink_bps,
+        downlink_bps=downlink_bps,
+        upload_s=upload_s,
+        prefill_tokens=prefill_tokens,
+        prefill_tokens_per_s=prefill_tokens_per_s,
+        prefill_s=prefill_s,
+        draft_s=draft_s,
+        draft_uplink_s=draft_uplink_s,
+        wait_s=batch.wait_s,
+        verify_s=batch.verify_s,
+        downlink_s=downlink_s,
+        round_s=round_s,
+        tokens_per_round=tokens,
+        tpot_s=tpot_s,
+        interference_s=interference_s,
+        remaining_s=upload_s
+        + prefill_s
+        + interference_s
+        + state.expected_remaining_tokens * tpot_s,
+        draft_bits=draft_bits,
+        verdict_bits=verdict_bits,
+        handover=handover,
+        server_busy=batch.busy,
+        is_device_only=is_local,
+    )
+
+
+def _by_mode(
+    mode: Tensor, parts: RoundParts, alpha: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute round time and tokens per round with each device's own mode, (B, M) both."""
+    round_s = torch.zeros_like(alpha)
+    tokens = torch.zeros_like(alpha)
+    for name, index in MODE_INDEX.items():
+        serving = MODES[name]
+        chosen = mode == index
+        round_s = torch.where(chosen, serving.round_time_s(parts), round_s)
+        tokens = torch.where(chosen, serving.expected_tokens(alpha, gamma), tokens)
+    return round_s, tokens.clamp_min(1e-6)

@@ -1,0 +1,114 @@
+"""Batched verification on shared servers: how long a request waits and how long its batch takes.
+
+Shape legend: B networks, M devices, E servers.
+
+A server runs one forward pass after the other; a pass takes along everything that waits when it
+starts. Devices come back after a think time of their own, so batch size, waiting and pass time
+depend on each other: a fixed point, solved by damped iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class BatchingConfig(BaseModel):
+    """How a server forms its batches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefill_chunk_tokens: int = Field(
+        512, gt=0, description="prompt tokens a forward pass takes along while a prefill is pending"
+    )
+    iterations: int = Field(6, gt=0, description="damped steps of the fixed point")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Solution of the fixed point."""
+
+    wait_s: Tensor  # (B, M) for the forward pass in progress
+    verify_s: Tensor  # (B, M) the pass that carries the request
+    presence: Tensor  # (B, M) share of time a participant spends in a forward pass
+    busy: Tensor  # (B, E) share of time the server computes for decoding
+
+
+def sum_by_server(values: Tensor, server: Tensor, num_servers: int) -> Tensor:
+    """Sum device values over the devices of each server.
+
+    Args:
+        values: (..., M).
+        server: (..., M) long.
+        num_servers: E.
+
+    Returns:
+        (..., E).
+    """
+    out = values.new_zeros((*values.shape[:-1], num_servers))
+    return out.scatter_add_(-1, server, values)
+
+
+def residual_share(think_s: Tensor, forward_s: Tensor) -> Tensor:
+    """Compute which share of a forward pass a returning device waits on a server that never rests.
+
+    A device that left at the end of a pass and thinks for Z finds ceil(Z / S) passes of length S
+    over it, and so waits ceil(Z / S) S - Z. Passes and think times jitter; averaged over a window of
+    half a pass, the saw-tooth becomes the triangle wave between 1/4 and 3/4 that is returned here.
+    """
+    phase = torch.frac(think_s / forward_s + 0.75)
+    return 0.25 + (phase - 0.5).abs()
+
+
+def solve_batching(
+    think_s: Tensor,
+    own_s: Tensor,
+    participates: Tensor,
+    server: Tensor,
+    base_s: Tensor,
+    foreign_rows: Tensor,
+    foreign_row_s: Tensor,
+    config: BatchingConfig,
+) -> Batch:
+    """Solve for waiting and forward times of devices that share batched servers.
+
+    For device i with think time Z_i, cycle C_i = Z_i + W_i + S_i and presence x_i = S_i / C_i:
+    W_i = P(another participant is in a pass) * residual share * S_i, with that probability
+    1 - prod over the others of (1 - x_k), and S_i = base + own work + others' work weighted by x_k.
+    A device that does not participate gets the times it would meet if it did.
+
+    Args:
+        think_s: (B, M) from the end of a pass to the arrival of the next input; 0 for plain decoding.
+        own_s: (B, M) time that the device's rows and tokens add to a pass.
+        participates: (B, M) 1 or 0.
+        server: (B, M) long.
+        base_s: (B, E) time of a pass without any of the devices' tokens.
+        foreign_rows: (B, E) rows of others, present in every pass.
+        foreign_row_s: (B, E) time that one such row adds.
+        config: iterations.
+    """
+    num_servers = base_s.shape[-1]
+    base = (base_s + foreign_rows * foreign_row_s).gather(1, server)
+    foreign_idle = torch.where(foreign_rows > 0, 0.0, 1.0).gather(1, server)
+    verify_s = base + own_s
+    wait_s = torch.zeros_like(verify_s)
+    presence = participates * verify_s / (think_s + verify_s)
+    pair_server = server.expand(2, *server.shape)
+    for _ in range(config.iterations):
+        log_idle = torch.log1p(-presence.clamp(max=1 - 1e-6))
+        work_s = presence * own_s
+        totals = sum_by_server(torch.stack((log_idle, work_s)), pair_server, num_servers)
+        log_idle_all, work_all = totals.gather(-1, pair_server)
+        busy = 1 - foreign_idle * torch.exp(log_idle_all - log_idle)
+        verify_s = base + own_s + work_all - work_s
+        residual_s = busy * residual_share(think_s, verify_s) * verify_s
+        # Plain decoding sits in every pass: it never finds one in progress.
+        wait_s = 0.5 * (wait_s + torch.where(think_s > 0, residual_s, 0.0))
+        presence = participates * verify_s / (think_s + wait_s + verify_s)
+    log_idle = torch.log1p(-presence.clamp(max=1 - 1e-6))
+    idle = torch.exp(sum_by_server(log_idle, server, num_servers))
+    busy_server = 1 - idle * torch.where(foreign_rows > 0, 0.0, 1.0)
+    return Batch(wait_s=wait_s, verify_s=verify_s, presence=presence, busy=busy_server)

@@ -1,0 +1,1 @@
+"""What happens over time: requests, mobility along the bank, handover, slots, episodes."""

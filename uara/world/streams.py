@@ -1,0 +1,37 @@
+"""Counter-based randomness: a draw is a function of its keys, never of what was drawn before.
+
+So every controller meets the same arrivals, lengths and acceptance, whatever it decides.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _mix(value: Tensor) -> Tensor:
+    """Apply the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) to int64, wrapping."""
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return value ^ ((value >> 31) & 0x1FFFFFFFF)
+
+
+def uniform(*keys: Tensor | int) -> Tensor:
+    """Draw uniforms in (0, 1), one for each element of the broadcast keys.
+
+    Args:
+        keys: int64 tensors or integers that broadcast, e.g. (episode, device, request, purpose); the
+            order matters.
+
+    Returns:
+        float64 in the broadcast shape.
+    """
+    state = torch.zeros((), dtype=torch.int64)
+    for key in keys:
+        state = _mix(state + _GOLDEN + _mix(torch.as_tensor(key, dtype=torch.int64) + _GOLDEN))
+    bits = (state >> 11) & 0x1FFFFFFFFFFFFF
+    return (bits.to(torch.float64) + 0.5) / 2.0**53
