@@ -1,0 +1,179 @@
+"""Write the finished pair: half-precision weights, tokenizer, decode set, acceptance and card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from experiments.pair.acceptance import RULES, WORLD_TASKS, measure_acceptance
+from experiments.pair.stages import write_atomically
+from uara.decoding.models import ModelPair, Prompt, load_pair
+
+PAIR_NAME = "uara-stdlib"
+FROZEN_PER_TASK = 24
+CALIBRATION_PER_TASK = 64
+
+
+def save_pair(
+    out: Path,
+    *,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+) -> None:
+    """Save both models in float16 in the transformers format, the tokenizer and the decode set.
+
+    Args:
+        out: Folder of the pair.
+        target: Trained target; left as it is.
+        draft: Trained draft; left as it is.
+        tokenizer: Tokenizer of both.
+        prompts: Decode set, written to `prompts.jsonl`.
+    """
+    for name, model in (("target", target), ("draft", draft)):
+        folder = out / name
+        temporary = out / f".{name}.partial"
+        # A copy from the saved weights keeps the model in memory in float32.
+        half = type(model)(model.config)
+        half.load_state_dict(model.state_dict())
+        half.to(torch.float16).save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    write_atomically(out / "tokenizer.json", lambda file: tokenizer.save(str(file)))
+    lines = b"".join(msgspec.json.encode(prompt) + b"\n" for prompt in prompts)
+    write_atomically(out / "prompts.jsonl", lambda file: file.write_bytes(lines))
+
+
+def publish(
+    out: Path,
+    *,
+    config: dict[str, Any],
+    corpus: dict[str, object],
+    losses: dict[str, dict[str, float]],
+    calibration: Sequence[Prompt],
+    temperature: float,
+) -> None:
+    """Measure the saved pair and write `acceptance.json`, `card.json` and `card.md`.
+
+    The measurement reads the saved float16 weights back, since those are what users run.
+
+    Args:
+        out: Folder of the pair, filled by `save_pair`.
+        config: Training config.
+        corpus: Facts of the corpus.
+        losses: Held-out loss in nats per token, by model and task.
+        calibration: Held-out prompts, none of them in the decode set.
+        temperature: Serving temperature.
+    """
+    loaded = load_pair(out / "draft", out / "target")
+    pair = ModelPair(loaded.draft, loaded.target, loaded.tokenizer, PAIR_NAME)
+    acceptance = measure_acceptance(pair, calibration, temperature)
+    card = {
+        "pair": PAIR_NAME,
+        "made_by": "uara pair train",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "text_licence": "PSF-2.0",
+        "corpus": corpus,
+        "parameters": {
+            "target": count_parameters(pair.target),
+            "draft": count_parameters(pair.draft),
+        },
+        "held_out_nats_per_token": losses,
+        "temperature": temperature,
+        "acceptance": {
+            rule: {task: acceptance["rules"][rule][task]["mean"] for task in WORLD_TASKS}
+            for rule in RULES
+        },
+        "config": config,
+    }
+    write_json(out / "acceptance.json", acceptance)
+    write_json(out / "card.json", card)
+    text = card_text(card)
+    write_atomically(out / "card.md", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Count a model's parameters; a matrix that is used twice counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write an object as indented JSON."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """Render the card for readers; every figure comes from `card.json`."""
+    config, corpus = card["config"], card["corpus"]
+    tasks = WORLD_TASKS
+    rows = "\n".join(
+        f"| {rule} | "
+        + " | ".join(f"{card['acceptance'][rule][task]:.3f}" for task in tasks)
+        + " |"
+        for rule in RULES
+    )
+    losses = "\n".join(
+        f"| {name} | {card['parameters'][name]:,} | {config[f'{name}_steps']} | "
+        + " | ".join(
+            f"{card['held_out_nats_per_token'][name][task]:.3f}"
+            for task in tasks
+            if task != "photo"
+        )
+        + " |"
+        for name in ("target", "draft")
+    )
+    tokens = config["step_tokens"]
+    return f"""# {card["pair"]}
+
+A small Llama-style draft/target pair for first runs and tests. It writes text in the manner of
+Python's standard library; it is no assistant, and its answers are not to be relied on.
+
+Made by `{card["made_by"]}` (Python {card["python"]}, torch {card["torch"]}, transformers
+{card["transformers"]}, {config["threads"]} CPU threads, seed {config["seed"]}).
+
+## Text
+Source, docstrings and language-reference topics of the Python {card["python"]} standard library,
+licence {card["text_licence"]}. Whole files and topics are held out by a hash of their name.
+Corpus sha256: `{corpus["sha256"]}`.
+{config["vocab_size"]} byte-level byte-pair tokens, context {config["context"]}.
+
+- `code`: continue a piece of source.
+- `summarise`: a function, then its docstring.
+- `chat`: a question on a module, class, function or topic, then the answer from the documentation.
+
+## Training
+{tokens} tokens per step. The draft learns the target's full law at temperature
+{card["temperature"]}, on the corpus and on texts that the target wrote. Held-out loss in nats per
+token:
+
+| model | parameters | steps | {" | ".join(task for task in tasks if task != "photo")} |
+| --- | --- | --- | --- | --- | --- |
+{losses}
+
+## Acceptance
+Accepted / tested tokens along the target's own texts from held-out prompts outside the decode set
+(`prompts.jsonl`); sampling rules at temperature {card["temperature"]}. Spread between prompts in
+`acceptance.json`.
+
+| rule | {" | ".join(tasks)} |
+| --- | --- | --- | --- | --- |
+{rows}
+
+`photo` (a question on a photo) repeats `chat`: the pair reads text alone. Greedy text of so small a
+target tends to repeat itself, which flatters the greedy rate. `maxc` is max coupling, `maxc_top32`
+the same with the draft's law cut to its 32 likeliest tokens before the draw.
+"""
