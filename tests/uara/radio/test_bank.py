@@ -1,0 +1,159 @@
+"""The channel bank as a file: what is saved comes back, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from uara.errors import UserError
+from uara.radio.bank import BankConfig, ChannelBank, bank_path, build_or_load
+
+CONFIG = BankConfig(
+    num_devices=4, num_servers=2, num_slots=5, train=3, tuning=1, validation=0, evaluation=2
+)
+
+
+@pytest.fixture
+def bank():
+    rng = np.random.default_rng(1)
+    slots = (6, 5, 4)
+    return ChannelBank(
+        gain_db=rng.uniform(-140, -60, (*slots, 2)).astype(np.float16),
+        position_m=rng.normal(size=(*slots, 2)).astype(np.float32),
+        velocity_m_s=rng.normal(size=(*slots, 2)).astype(np.float32),
+        is_los=rng.random((*slots, 2)) < 0.5,
+        site_position_m=np.array([[-150, 0], [150, 0]], np.float32),
+        config=CONFIG,
+        sionna_version="2.2.0",
+        build_s=1.5,
+    )
+
+
+def rewrite(path, **changes):
+    with np.load(path) as file:
+        arrays = dict(file)
+    metadata = json.loads(str(arrays["metadata"])) | changes
+    arrays["metadata"] = np.array(json.dumps(metadata))
+    np.savez(path, **arrays)
+
+
+def refusal(call):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_saved_bank_comes_back_as_it_was(bank, tmp_path):
+    path = tmp_path / "folder" / "bank.npz"
+    bank.save(path)
+    back = ChannelBank.load(path)
+    for name in ("gain_db", "position_m", "velocity_m_s", "is_los", "site_position_m"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(bank, name))
+    assert (back.config, back.sionna_version, back.build_s) == (CONFIG, "2.2.0", 1.5)
+    assert [p.name for p in path.parent.iterdir()] == ["bank.npz"]
+
+
+def test_gain_is_linear_and_within_half_a_step_of_float16(bank):
+    assert bank.gain().dtype == np.float32
+    np.testing.assert_allclose(10 * np.log10(bank.gain()), bank.gain_db.astype(float), atol=1e-4)
+    exact = np.array([-137.06])
+    assert abs(float(exact.astype(np.float16)[0]) - exact[0]) <= 0.0625
+
+
+def test_splits_share_the_worlds_out(bank):
+    assert bank.worlds("train").tolist() == [0, 1, 2]
+    assert bank.worlds("tuning").tolist() == [3]
+    assert bank.worlds("validation").tolist() == []
+    assert bank.worlds("evaluation").tolist() == [4, 5]
+    assert bank.metadata["splits"]["evaluation"] == [4, 5]
+    assert "train, tuning" in refusal(lambda: bank.worlds("test"))
+
+
+def test_every_field_changes_the_hash():
+    hashes = {CONFIG.config_hash()}
+    for name, value in CONFIG.model_dump().items():
+        hashes.add(CONFIG.model_copy(update={name: value + 1}).config_hash())
+    assert len(hashes) == 1 + len(BankConfig.model_fields)
+
+
+def test_world_keys_do_not_depend_on_the_other_splits():
+    keys = CONFIG.model_copy(update={"train": 7}).world_keys()
+    assert keys[7:] == CONFIG.world_keys()[3:]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_impossible_config_is_refused():
+    with pytest.raises(ValueError, match="speed_min_m_s is 9"):
+        BankConfig(speed_min_m_s=9)
+    with pytest.raises(ValueError, match="below its sites"):
+        BankConfig(device_height_m=12)
+    with pytest.raises(ValueError, match="no worlds"):
+        BankConfig(train=0, tuning=0, validation=0, evaluation=0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no bank at all", None])
+def test_a_damaged_file_is_refused_in_one_line(bank, tmp_path, content):
+    path = tmp_path / "bank.npz"
+    bank.save(path)
+    path.write_bytes(path.read_bytes()[:3000] if content is None else content)
+    assert "rebuild it" in refusal(lambda: ChannelBank.load(path))
+
+
+def test_a_flipped_byte_is_noticed(bank, tmp_path):
+    path = tmp_path / "bank.npz"
+    bank.save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(bank.gain_db.tobytes()) + 7] ^= 255
+    path.write_bytes(content)
+    assert "damaged" in refusal(lambda: ChannelBank.load(path))
+
+
+def test_a_missing_file_another_version_and_foreign_shapes_are_refused(bank, tmp_path):
+    path = tmp_path / "bank.npz"
+    assert "no channel bank" in refusal(lambda: ChannelBank.load(path))
+    bank.save(path)
+    rewrite(path, format_version=99)
+    assert "version 99" in refusal(lambda: ChannelBank.load(path))
+    bank.save(path)
+    rewrite(path, config=CONFIG.model_copy(update={"num_slots": 6}).model_dump())
+    assert "gain_db is float16(6, 5, 4, 2) instead" in refusal(lambda: ChannelBank.load(path))
+
+
+def test_a_bank_of_another_config_is_refused_by_field(bank):
+    bank.check_fits(CONFIG)
+    other = CONFIG.model_copy(update={"slot_s": 0.25, "seed": 3})
+    text = refusal(lambda: bank.check_fits(other))
+    assert "slot_s 0.5 (asked: 0.25)" in text
+    assert "seed 0 (asked: 3)" in text
+    assert "num_slots" not in text
+
+
+def test_build_or_load_builds_once_and_again_when_forced(bank, tmp_path, monkeypatch):
+    built = []
+
+    def build(config, *, progress, workers):
+        built.append(workers)
+        return bank
+
+    monkeypatch.setattr("uara.radio.umi.build_bank", build)
+    for force in (False, False, True):
+        got = build_or_load(CONFIG, tmp_path, workers=3, force=force)
+        np.testing.assert_array_equal(got.gain_db, bank.gain_db)
+    assert built == [3, 3]
+    assert bank_path(CONFIG, tmp_path).name == f"{CONFIG.config_hash()}.npz"
+
+
+def test_a_bank_under_a_foreign_name_is_not_taken(bank, tmp_path):
+    other = CONFIG.model_copy(update={"seed": 9})
+    bank.save(bank_path(other, tmp_path))
+    assert "seed 0 (asked: 9)" in refusal(lambda: build_or_load(other, tmp_path))
+
+
+def test_loading_needs_neither_torch_nor_sionna():
+    program = "import sys, uara.radio.bank; sys.exit(bool({'torch', 'sionna'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
