@@ -37,7 +37,7 @@ from uara.decoding.models import (
 )
 from uara.errors import UserError
 
-MODULE = '''"""Count the {name} of a garden, one bed after another, and report them all in the end."""
+MODULE = '''"""Count the {name} of a garden, one bed after another, and report them all."""
 
 
 def count_{name}(beds, skip=None):
@@ -196,6 +196,26 @@ def test_a_text_ends_at_the_end_token() -> None:
     assert all(0 not in text[:-1] for text in texts)
     assert all(text[-1] == 0 or len(text) == 4 for text in texts)
     assert {len(text) for text in texts} == {1, 2, 3, 4}
+
+
+def test_a_batch_writes_what_each_prompt_alone_writes(library: Path, tmp_path: Path) -> None:
+    config = tiny_config(library)
+    model = target_stage(config, prepare_material(config, tmp_path), tmp_path).model.double().eval()
+    prompts = [[5, 6, 7, 8, 9], [40], [90, 80, 70]]
+    texts = sample_continuations(
+        model,
+        prompts,
+        max_tokens=6,
+        temperature=0.0,
+        end_token_id=299,
+        generator=torch.Generator(),
+    )
+    for prompt, text in zip(prompts, texts, strict=True):
+        written = list(prompt)
+        for _ in range(6):
+            logits = model(input_ids=torch.tensor([written]), use_cache=False).logits
+            written.append(int(logits[0, -1].argmax()))
+        assert written == prompt + text
 
 
 @pytest.mark.parametrize(
