@@ -11,18 +11,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+
+from uara.decoding.rules import Floats, Ids, Pairs
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 64 * 2**20
 NO_TOKEN = 0xFFFFFFFF
-
-Floats = NDArray[np.float64]
-Ids = NDArray[np.int64]
 
 
 class ProtocolError(Exception):
@@ -78,20 +76,6 @@ class _Error(_Frame, tag=8, frozen=True):
 _Wire = _Open | _Draft | _Verdict | _NeedP | _Tails | _Token | _Close | _Error
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[_Wire] = msgspec.msgpack.Decoder(_Wire)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Token ids and probabilities side by side, both of shape (n,)."""
-
-    ids: Ids
-    probabilities: Floats
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-EMPTY_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -170,12 +154,13 @@ class NeedP:
 
 @dataclass(frozen=True)
 class Tails:
-    """Bring more draws from the target outside its Top-K (down)."""
+    """Bring more draws from the target outside its Top-K (down), after `drawn` earlier ones."""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<III")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIII")
     sid: int
     epoch: int
     position: int
+    drawn: int
     tails: Pairs
 
 
@@ -208,7 +193,6 @@ class Error:
 
 
 Frame = Open | Draft | Verdict | NeedP | Tails | Token | Close | Error
-FrameT = TypeVar("FrameT", bound=Frame)
 
 
 @dataclass(frozen=True)
@@ -372,7 +356,7 @@ def _to_wire(frame: Frame, form: Format) -> _Wire:
         case NeedP():
             return _NeedP(NeedP.LAYOUT.pack(frame.sid, frame.epoch, frame.position, frame.drawn))
         case Tails():
-            header = Tails.LAYOUT.pack(frame.sid, frame.epoch, frame.position)
+            header = Tails.LAYOUT.pack(frame.sid, frame.epoch, frame.position, frame.drawn)
             return _Tails(header, form.pack_pairs(frame.tails))
         case Token():
             return _Token(
@@ -428,14 +412,3 @@ def _read_open(wire: _Open) -> Open:
     if frame.text_tokens > len(prompt):
         raise ProtocolError(f"{frame.text_tokens} text tokens in a prompt of {len(prompt)}")
     return frame
-
-
-def expect(frame: Frame, kind: type[FrameT]) -> FrameT:
-    """Return the frame as `kind`.
-
-    Raises:
-        ProtocolError: if it is another.
-    """
-    if not isinstance(frame, kind):
-        raise ProtocolError(f"expected {kind.__name__}, got {type(frame).__name__}")
-    return cast(FrameT, frame)

@@ -128,7 +128,8 @@ class Codec:
         """
         accepted = self.verdict_bits_given(rejected=False)
         rejected = self.verdict_bits_given(rejected=True)
-        return accepted + (rejected - accepted) * (1 - acceptance**draft_length)
+        reject_probability: Number = 1 - acceptance**draft_length
+        return accepted + (rejected - accepted) * reject_probability
 
     def verdict_bits_given(self, *, rejected: bool) -> float:
         """Compute the bits of one verdict, given whether a draft token was rejected."""

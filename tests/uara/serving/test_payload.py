@@ -7,18 +7,17 @@ import pytest
 import torch
 
 from uara.decoding.protocol import (
-    EMPTY_PAIRS,
     NO_TOKEN,
     Draft,
     Format,
     Frame,
     Open,
-    Pairs,
     RuleCode,
     Token,
     Verdict,
     encode,
 )
+from uara.decoding.rules import EMPTY_PAIRS, Pairs
 from uara.errors import UserError
 from uara.serving.payload import CODEC_NAMES, CODECS, Codec, make_codec
 

@@ -1,0 +1,439 @@
+"""A run under a virtual clock: real tokens, real frames, modelled times.
+
+Shape legend: M devices, E servers. A heap of events drives the machines of all devices and servers.
+Models run when their job starts; its result becomes an event after the time that the hardware's
+profile gives. Frames are encoded, travel by their bytes over links whose rates a plan sets slot by
+slot, and are decoded at the other end. Nothing depends on the host's speed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from uara.decoding import device as dev
+from uara.decoding import server as srv
+from uara.decoding.batcher import Batcher, Forward
+from uara.decoding.drafter import Drafter
+from uara.decoding.kv import SequenceModel
+from uara.decoding.links import FluidLink
+from uara.decoding.protocol import (
+    Draft,
+    Format,
+    Frame,
+    Open,
+    Token,
+    Verdict,
+    decode,
+    encode,
+)
+from uara.decoding.randomness import Draws
+from uara.decoding.records import Recorder, RequestRecord
+from uara.decoding.scenario import (
+    DeviceProfile,
+    ForeignArrival,
+    Request,
+    ServerProfile,
+    SlotPlan,
+)
+from uara.decoding.verifier import Contract, Verifier
+
+MAX_SLOTS = 1_000_000
+
+
+class Planner(Protocol):
+    """Decides at every slot boundary from what the running system shows."""
+
+    def plan(self, now: float, kernel: VirtualKernel) -> SlotPlan:
+        """Return the plan of the slot that begins now."""
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """What the kernel needs besides models, requests and plans.
+
+    Attributes:
+        slot_s: time between plans.
+        contract: of every session, with the run's seed; sessions derive theirs from it.
+        frame_overhead_bytes: added to every frame on a link.
+        prefill_chunk_tokens: prompt tokens that one forward takes along.
+        tokenizer_hash: sent with every request.
+        session_seed: gives a session's seed.
+    """
+
+    slot_s: float
+    contract: Contract
+    session_seed: Callable[[int], int]
+    frame_overhead_bytes: int = 40
+    prefill_chunk_tokens: int = 512
+    tokenizer_hash: int = 0
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """A frame on a link."""
+
+    sid: int
+    data: bytes
+
+
+@dataclass
+class DeviceNode:
+    """A device at run time."""
+
+    profile: DeviceProfile
+    uplink: FluidLink[_Parcel] = field(default_factory=FluidLink)
+    downlink: FluidLink[_Parcel] = field(default_factory=FluidLink)
+    state: dev.DeviceState = field(default_factory=dev.DeviceState)
+    waiting: deque[Request] = field(default_factory=deque)
+    request: Request | None = None
+    drafter: Drafter | None = None
+    unread_tokens: int = 0
+    busy_until_s: float = 0.0
+    draft_s: float = 0.0
+    last_delivery_s: float = 0.0
+    last_arrival_s: float = 0.0
+
+
+@dataclass
+class ServerNode:
+    """A server at run time."""
+
+    profile: ServerProfile
+    verifier: Verifier
+    state: srv.ServerState
+    busy_s: float = 0.0
+
+
+class VirtualKernel:
+    """Runs requests to their ends; see the module's docstring."""
+
+    def __init__(
+        self,
+        draft: SequenceModel,
+        target: SequenceModel,
+        devices: Sequence[DeviceProfile],
+        servers: Sequence[ServerProfile],
+        requests: Sequence[Request],
+        planner: Planner,
+        settings: KernelSettings,
+        foreign: Sequence[ForeignArrival] = (),
+    ) -> None:
+        """Set a run up; `run` plays it."""
+        self.settings = settings
+        self.planner = planner
+        self.draft_model = draft
+        self.devices = [DeviceNode(profile) for profile in devices]
+        self.servers = [
+            ServerNode(profile, Verifier(target), self._server_state(index, profile, target))
+            for index, profile in enumerate(servers)
+        ]
+        self.recorder = Recorder()
+        self.owner: dict[int, int] = {}
+        self.plan: SlotPlan | None = None
+        self.now = 0.0
+        self.slot = 0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._draws: dict[int, Draws] = {}
+        form = settings.contract
+        self._format = Format(form.rule, target.vocab_size, form.top_k)
+        self._unfinished = len(requests)
+        for request in requests:
+            self._at(request.arrival_s, partial(self._arrive, request))
+        for load in foreign:
+            event = srv.ForeignLoad(load.rows, load.prefill_tokens)
+            self._at(load.time_s, partial(self._step_server, load.server, event))
+        self._at(0.0, self._begin_slot)
+
+    def _server_state(
+        self, index: int, profile: ServerProfile, target: SequenceModel
+    ) -> srv.ServerState:
+        batcher = Batcher(self.settings.prefill_chunk_tokens, profile.kv_capacity_tokens)
+        return srv.ServerState(index, target.vocab_size, self.settings.tokenizer_hash, batcher)
+
+    def run(self) -> Recorder:
+        """Play events until every request is finished, and return the records."""
+        while self._unfinished:
+            assert self._events, "requests are unfinished but nothing will happen"
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+        return self.recorder
+
+    def _at(self, time_s: float, action: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (time_s, self._count, action))
+
+    # Requests and slots
+
+    def _arrive(self, request: Request) -> None:
+        self.devices[request.device].waiting.append(request)
+        self.recorder.requests[request.sid] = RequestRecord(
+            sid=request.sid,
+            device=request.device,
+            task=request.task,
+            arrival_s=request.arrival_s,
+            prompt_tokens=request.prompt_tokens,
+            text_tokens=len(request.text),
+        )
+
+    def _begin_slot(self) -> None:
+        """Admit requests, ask for a plan, and apply it."""
+        assert self.slot < MAX_SLOTS, "the run does not end; is a rate zero for ever?"
+        starting = []
+        for index, node in enumerate(self.devices):
+            if node.request is None and node.waiting:
+                node.request = node.waiting.popleft()
+                starting.append(index)
+        plan = self.planner.plan(self.now, self)
+        self.plan = plan
+        for index, node in enumerate(self.devices):
+            draft_length = int(plan.draft_length[index])
+            for link, rate in (
+                (node.uplink, plan.uplink_bps[index]),
+                (node.downlink, plan.downlink_bps[index]),
+            ):
+                link.set_rate(float(rate), self.now)
+            self._announce(index)
+            if node.request is not None:
+                self._step_device(index, dev.Replan(draft_length))
+                self._replan_server(node.request.sid, index)
+        for index in starting:
+            self._start(index)
+        self.slot += 1
+        self._at(self.slot * self.settings.slot_s, self._begin_slot)
+
+    def _replan_server(self, sid: int, device: int) -> None:
+        owner = self.owner.get(sid)
+        if owner is None or self.plan is None:
+            return
+        event = srv.Replan(sid, int(self.plan.server[device]), int(self.plan.draft_length[device]))
+        self._step_server(owner, event)
+
+    def _start(self, index: int) -> None:
+        node, contract = self.devices[index], self.settings.contract
+        request = node.request
+        assert request is not None, "a start needs a request"
+        assert self.plan is not None, "a start needs a plan"
+        self.recorder.requests[request.sid].start_s = self.now
+        seed = self.settings.session_seed(request.sid)
+        self._draws[request.sid] = Draws(seed)
+        node.drafter = Drafter(
+            self.draft_model, contract.rule, contract.sampling, contract.top_k, Draws(seed)
+        )
+        unread = request.prompt_tokens - len(request.text)
+        node.unread_tokens = unread
+        draft_length = int(self.plan.draft_length[index])
+        if draft_length and len(request.text) > 1:
+            read = node.drafter.read(request.text) + unread
+            node.unread_tokens = 0
+            node.busy_until_s = self.now + read * node.profile.read_token_s
+        opening = Open(
+            sid=request.sid,
+            rule=contract.rule,
+            row_top_k=contract.top_k,
+            vocab_size=self._format.vocab_size,
+            text_tokens=len(request.text),
+            max_new=request.max_new,
+            tokenizer_hash=self.settings.tokenizer_hash,
+            seed=seed,
+            temperature=contract.sampling.temperature,
+            top_k=contract.sampling.top_k,
+            top_p=contract.sampling.top_p,
+            eos=request.eos,
+            prompt=(0,) * unread + request.text,
+        )
+        self._step_device(index, dev.Start(opening, draft_length))
+
+    # Devices
+
+    def _step_device(self, index: int, event: dev.DeviceEvent) -> None:
+        node = self.devices[index]
+        sid = node.state.sid
+        node.state, effects = dev.step_device(node.state, event)
+        if node.request is not None and node.state.sid == sid and sid >= 0:
+            self.recorder.commit(sid, node.state.answer.tokens, self.now)
+        for effect in effects:
+            match effect:
+                case dev.SendUp():
+                    self._send_up(index, effect.frame)
+                case dev.DraftToken():
+                    self._draft(index, effect)
+                case dev.Resolve():
+                    self._resolve(index, effect)
+                case dev.Finish():
+                    self._finish(index, effect)
+
+    def _draft(self, index: int, effect: dev.DraftToken) -> None:
+        node = self.devices[index]
+        assert node.drafter is not None, "drafting needs a request"
+        drawn = node.drafter.draft(effect.context, effect.epoch)
+        extra = drawn.tokens_read - 1 + node.unread_tokens
+        node.unread_tokens = 0
+        start = max(self.now, node.busy_until_s)
+        duration = node.profile.draft_time_s + extra * node.profile.read_token_s
+        node.draft_s += duration
+        if not node.state.block:
+            record = self.recorder.round(node.state.sid, node.state.position)
+            record.draft_start_s = start
+        event = dev.Drafted(drawn.token, drawn.row)
+        self._at(start + duration, partial(self._step_device, index, event))
+
+    def _resolve(self, index: int, effect: dev.Resolve) -> None:
+        node = self.devices[index]
+        assert node.drafter is not None, "a resolution needs a request"
+        result = node.drafter.resolve(
+            effect.top, effect.tails, effect.drawn, effect.position, effect.epoch
+        )
+        event = dev.Resolved(result.token, result.drawn)
+        self._at(self.now, partial(self._step_device, index, event))
+
+    def _finish(self, index: int, effect: dev.Finish) -> None:
+        node = self.devices[index]
+        request = node.request
+        assert request is not None, "only a request can finish"
+        self.recorder.commit(request.sid, effect.tokens, self.now)
+        self.recorder.requests[request.sid].refusal = effect.refusal
+        node.request, node.drafter = None, None
+        self._unfinished -= 1
+
+    # Frames
+
+    def _send_up(self, index: int, frame: Frame) -> None:
+        node = self.devices[index]
+        data = encode(frame, self._format)
+        size = len(data) + self.settings.frame_overhead_bytes
+        bits = 8.0 * size
+        if isinstance(frame, Open) and node.request is not None:
+            bits += node.request.attachment_bits
+            size += math.ceil(node.request.attachment_bits / 8)
+        if isinstance(frame, Draft) and frame.tokens:
+            record = self.recorder.round(frame.sid, frame.base)
+            record.draft_end_s, record.uplink_bytes = self.now, size
+            record.draft_length = len(frame.tokens)
+        self.recorder.requests[frame.sid].uplink_bytes += size
+        node.uplink.push(_Parcel(frame.sid, data), bits, self.now)
+        self._announce(index)
+
+    def _send_down(self, server: int, frame: Frame) -> None:
+        request = self.recorder.requests[frame.sid]
+        data = encode(frame, self._format)
+        size = len(data) + self.settings.frame_overhead_bytes
+        request.downlink_bytes += size
+        if isinstance(frame, Token | Verdict):
+            position = frame.position if isinstance(frame, Token) else frame.base
+            self.recorder.round(frame.sid, position).downlink_bytes = size
+        self.devices[request.device].downlink.push(_Parcel(frame.sid, data), 8.0 * size, self.now)
+        self._announce(request.device)
+
+    def _announce(self, index: int) -> None:
+        """Schedule the next finish of both links of a device."""
+        node = self.devices[index]
+        for link, deliver in (
+            (node.uplink, self._uplink_done),
+            (node.downlink, self._downlink_done),
+        ):
+            finish = link.next_finish()
+            if finish < math.inf:
+                self._at(finish, partial(deliver, index, link.version))
+
+    def _one_way_s(self, device: int, sid: int) -> float:
+        assert self.plan is not None, "frames travel under a plan"
+        server = self.owner.get(sid, int(self.plan.server[device]))
+        return self.servers[server].profile.rtt_s / 2
+
+    def _uplink_done(self, index: int, version: int) -> None:
+        node = self.devices[index]
+        if version != node.uplink.version:
+            return
+        parcel = node.uplink.pop(self.now)
+        arrival = max(self.now + self._one_way_s(index, parcel.sid), node.last_arrival_s)
+        node.last_arrival_s = arrival
+        self._at(arrival, partial(self._arrive_up, index, parcel))
+        self._announce(index)
+
+    def _arrive_up(self, index: int, parcel: _Parcel) -> None:
+        assert self.plan is not None, "frames travel under a plan"
+        frame = decode(parcel.data, self._format)
+        if isinstance(frame, Open):
+            self.owner[frame.sid] = int(self.plan.server[index])
+        if isinstance(frame, Draft) and frame.tokens:
+            self.recorder.round(frame.sid, frame.base).uplink_end_s = self.now
+        event = srv.Received(frame, int(self.plan.draft_length[index]))
+        self._step_server(self.owner[frame.sid], event)
+
+    def _downlink_done(self, index: int, version: int) -> None:
+        node = self.devices[index]
+        if version != node.downlink.version:
+            return
+        parcel = node.downlink.pop(self.now)
+        delivery = max(self.now + self._one_way_s(index, parcel.sid), node.last_delivery_s)
+        node.last_delivery_s = delivery
+        self._at(delivery, partial(self._arrive_down, index, parcel))
+        self._announce(index)
+
+    def _arrive_down(self, index: int, parcel: _Parcel) -> None:
+        frame = decode(parcel.data, self._format)
+        if isinstance(frame, Verdict):
+            self.recorder.close_round(frame.sid, frame.base, frame.accepted, self.now)
+        elif isinstance(frame, Token):
+            self.recorder.close_round(frame.sid, frame.position, 0, self.now)
+        self._step_device(index, dev.Received(frame))
+
+    # Servers
+
+    def _step_server(self, index: int, event: srv.ServerEvent) -> None:
+        node = self.servers[index]
+        node.state, effects = srv.step_server(node.state, event, self.now)
+        for effect in effects:
+            match effect:
+                case srv.SendDown():
+                    self._send_down(index, effect.frame)
+                case srv.StartForward():
+                    self._forward(index, effect.forward)
+                case srv.DrawTails():
+                    need = effect.request
+                    tails = node.verifier.more_tails(
+                        need.sid, need.position, need.drawn, need.epoch
+                    )
+                    done = srv.TailsDrawn(need, tails)
+                    self._at(self.now, partial(self._step_server, index, done))
+                case srv.OpenCache():
+                    contract, draws = self.settings.contract, self._draws[effect.sid]
+                    node.verifier.open(effect.sid, contract, draws)
+                case srv.CloseCache():
+                    node.verifier.close(effect.sid)
+                case srv.Migrate():
+                    sid = effect.session.sid
+                    self.owner[sid] = effect.server
+                    self.recorder.requests[sid].handovers += 1
+                    self._at(self.now, partial(self._hand_over, effect))
+
+    def _hand_over(self, migration: srv.Migrate) -> None:
+        sid = migration.session.sid
+        self._step_server(self.owner[sid], srv.Arrived(migration.session))
+        self._replan_server(sid, self.recorder.requests[sid].device)
+
+    def _forward(self, index: int, forward: Forward) -> None:
+        node = self.servers[index]
+        outcomes = tuple(node.verifier.forward(forward.works)) if forward.works else ()
+        duration = node.profile.forward(
+            float(forward.rows), float(forward.new_tokens), float(forward.context_tokens)
+        )
+        end = self.now + duration
+        node.busy_s += duration
+        for work in forward.works:
+            if not work.draw:
+                continue
+            record = self.recorder.round(work.sid, len(work.context))
+            record.server, record.verify_start_s, record.verify_end_s = index, self.now, end
+            if not work.tokens:
+                is_first = len(work.context) == self.recorder.requests[work.sid].text_tokens
+                record.work = "prefill" if is_first else "decode"
+                record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
+        self._at(end, partial(self._step_server, index, srv.ForwardDone(outcomes)))

@@ -1,0 +1,103 @@
+"""Counter-based random choices: a draw is a function of what it decides, never of when it is made.
+
+The uniform for (seed, purpose, position, epoch, index) is a keyed hash of these numbers, so results
+do not depend on batching, timing or the order of sessions, and no generator has a state to rewind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Purpose(IntEnum):
+    """What a draw decides."""
+
+    DRAFT = 1  # a drafted token, from the draft's law
+    ACCEPT = 2  # whether a drafted token passes
+    RESIDUAL = 3  # the token after a rejection, drawn by the server
+    TARGET = 4  # a token from the target's law: bonus, first token, server decoding
+    TAIL = 5  # a token of the target outside its Top-K, sent with a rejection
+    ATOM = 6  # the device's choice between a Top-K token and the tail
+    THIN = 7  # whether the device keeps a tail draw
+
+
+class Choice(Protocol):
+    """A source of random choices; tests replace it to enumerate every possibility."""
+
+    def flip(self, purpose: Purpose, position: int, probability: float, index: int = 0) -> bool:
+        """Decide yes with that probability."""
+
+    def pick(
+        self, purpose: Purpose, position: int, weights: NDArray[np.float64], index: int = 0
+    ) -> int:
+        """Pick an index with probability proportional to its weight."""
+
+
+@dataclass
+class Ledger:
+    """Every key that has decided something; a second use of one is a defect."""
+
+    used: set[tuple[int, int, int, int]] = field(default_factory=set)
+
+    def enter(self, key: tuple[int, int, int, int]) -> None:
+        """Enter a key that decides now."""
+        assert key not in self.used, f"the draw {key} has already decided a token"
+        self.used.add(key)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one session in one epoch.
+
+    Attributes:
+        seed: of the session, u64; both ends have the same and use different purposes.
+        epoch: number of rejections so far, so that a position drafted again gets new numbers.
+        ledger: shared by all epochs of one end.
+    """
+
+    seed: int
+    epoch: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def in_epoch(self, epoch: int) -> Draws:
+        """Return the choices of another epoch, with the same ledger."""
+        return Draws(self.seed, epoch, self.ledger)
+
+    def uniform(self, purpose: Purpose, position: int, index: int = 0) -> float:
+        """Compute the number in [0, 1) of this key, a multiple of 2^-53."""
+        key = struct.pack("<Q", self.seed)
+        message = struct.pack("<BIII", purpose, position, self.epoch, index)
+        digest = hashlib.blake2b(message, key=key, digest_size=8).digest()
+        return float((int.from_bytes(digest, "little") >> 11) * 2.0**-53)
+
+    def _decide(self, purpose: Purpose, position: int, index: int) -> float:
+        self.ledger.enter((purpose, position, self.epoch, index))
+        return self.uniform(purpose, position, index)
+
+    def flip(self, purpose: Purpose, position: int, probability: float, index: int = 0) -> bool:
+        """Decide yes with that probability; see `Choice`."""
+        return self._decide(purpose, position, index) < probability
+
+    def pick(
+        self, purpose: Purpose, position: int, weights: NDArray[np.float64], index: int = 0
+    ) -> int:
+        """Pick an index by inversion of the cumulated weights; see `Choice`."""
+        cumulated = np.cumsum(weights)
+        assert cumulated[-1] > 0, "a draw needs a positive weight"
+        level = self._decide(purpose, position, index) * cumulated[-1]
+        # Rounding may lift `level` to the total, which lies behind the last positive weight.
+        last = int(np.flatnonzero(weights)[-1])
+        return min(int(np.searchsorted(cumulated, level, side="right")), last)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Derive a u64 seed from numbers and names, in that order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

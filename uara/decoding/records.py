@@ -1,0 +1,148 @@
+"""What a run leaves behind: one record per request and one per round, and sums over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Work = Literal["prefill", "decode", "verify"]
+
+
+class RoundRecord(msgspec.Struct, kw_only=True):
+    """One forward's share of one request; times in seconds of the virtual clock.
+
+    `draft_start_s` to `uplink_end_s` are the forward's start where nothing was drafted.
+    """
+
+    sid: int
+    device: int
+    server: int = -1
+    work: Work = "verify"
+    position: int = 0  # context tokens before this round's first
+    draft_length: int = 0
+    accepted: int = 0
+    draft_start_s: float = 0.0
+    draft_end_s: float = 0.0
+    uplink_end_s: float = 0.0
+    verify_start_s: float = 0.0
+    verify_end_s: float = 0.0
+    downlink_end_s: float = 0.0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+
+    @property
+    def tested(self) -> int:
+        """Draft tokens that were tested: those accepted and the first rejected one."""
+        return min(self.accepted + 1, self.draft_length)
+
+    @property
+    def wasted(self) -> int:
+        """Draft tokens that were thrown away."""
+        return self.draft_length - self.accepted
+
+
+class RequestRecord(msgspec.Struct, kw_only=True):
+    """One request; times in seconds of the virtual clock."""
+
+    sid: int
+    device: int
+    task: int
+    arrival_s: float
+    prompt_tokens: int  # priced
+    text_tokens: int  # read by the models
+    start_s: float = 0.0  # of its first slot
+    first_token_s: float = 0.0
+    end_s: float = 0.0
+    tokens: list[int] = []
+    accepted: int = 0
+    tested: int = 0
+    verifications: int = 0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    handovers: int = 0
+    refusal: str = ""
+
+    @property
+    def ttft_s(self) -> float:
+        """Time from arrival to the first committed token."""
+        return self.first_token_s - self.arrival_s
+
+    @property
+    def e2e_s(self) -> float:
+        """Time from arrival to the last committed token."""
+        return self.end_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per token after the first; 0 for an answer of one token."""
+        return (self.end_s - self.first_token_s) / max(len(self.tokens) - 1, 1)
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted over tested draft tokens; nan if none was tested."""
+        return self.accepted / self.tested if self.tested else float("nan")
+
+    @property
+    def tokens_per_verification(self) -> float:
+        """Committed tokens per verification, bonus included; nan without any."""
+        count = self.verifications
+        return (self.accepted + count) / count if count else float("nan")
+
+    @property
+    def uplink_bytes_per_token(self) -> float:
+        """Bytes up per committed token, overhead included."""
+        return self.uplink_bytes / max(len(self.tokens), 1)
+
+    @property
+    def downlink_bytes_per_token(self) -> float:
+        """Bytes down per committed token, overhead included."""
+        return self.downlink_bytes / max(len(self.tokens), 1)
+
+
+@dataclass
+class Recorder:
+    """Collects records while a run goes on; rounds are named by (sid, position)."""
+
+    requests: dict[int, RequestRecord] = field(default_factory=dict)
+    rounds: list[RoundRecord] = field(default_factory=list)
+    _open: dict[tuple[int, int], RoundRecord] = field(default_factory=dict)
+
+    def round(self, sid: int, position: int) -> RoundRecord:
+        """Return the open round of a session at a position, opening it if there is none."""
+        key = (sid, position)
+        if key not in self._open:
+            device = self.requests[sid].device
+            self._open[key] = RoundRecord(sid=sid, device=device, position=position)
+        return self._open[key]
+
+    def close_round(self, sid: int, position: int, accepted: int, now: float) -> None:
+        """End a round, when its verdict or token has reached the device."""
+        record = self._open.pop((sid, position))
+        record.accepted, record.downlink_end_s = accepted, now
+        self.rounds.append(record)
+        request = self.requests[sid]
+        request.accepted += accepted
+        request.tested += record.tested
+        request.verifications += record.draft_length > 0
+
+    def commit(self, sid: int, tokens: Sequence[int], now: float) -> None:
+        """Note the answer as it stands at the device."""
+        request = self.requests[sid]
+        if not request.tokens and tokens:
+            request.first_token_s = now
+        if len(tokens) > len(request.tokens):
+            request.end_s = now
+        request.tokens = list(tokens)
+
+
+def write_jsonl(path: Path, records: Sequence[msgspec.Struct]) -> None:
+    """Write one JSON object per line; the file appears whole or not at all."""
+    lines = b"\n".join(msgspec.json.encode(record) for record in records)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(lines + b"\n")
+    os.replace(temporary, path)

@@ -1,0 +1,262 @@
+"""The mathematics of draft and verify: laws, acceptance, residuals; no model, no clock, no socket.
+
+Shape legend: V tokens of the vocabulary, g drafted tokens. A *row* is a law over the vocabulary,
+float64 (V,), whose entries are whole multiples of 2^-24 and sum to 1 exactly: float32 on the wire
+is then exactly the number that was drawn from, and differences of rows are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uara.decoding.randomness import Choice, Purpose
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+LATTICE = 2**24
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Token ids and probabilities side by side, both of shape (n,)."""
+
+    ids: Ids
+    probabilities: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def probability_of(self, token: int) -> float:
+        """Return the probability of a token; 0 if it is not listed."""
+        return float(self.probabilities[self.ids == token].sum())
+
+
+EMPTY_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How logits become a law, on both ends alike.
+
+    Attributes:
+        temperature: divides the logits; 0 puts all mass on the largest (GREEDY).
+        top_k: keeps the K most likely tokens; 0 keeps all.
+        top_p: keeps the fewest most likely tokens that hold this mass; 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def to_lattice(weights: Floats) -> Floats:
+    """Round weights to a row: floor to multiples of 2^-24; the largest remainders get one more.
+
+    Args:
+        weights: (V,) non-negative, not all zero.
+    """
+    scaled = weights * (LATTICE / weights.sum())
+    units = np.floor(scaled)
+    missing = LATTICE - int(units.sum())
+    if missing > 0:
+        order = np.argsort(units - scaled, kind="stable")
+        units[order[:missing]] += 1
+    elif missing < 0:
+        units[int(np.argmax(units))] += missing
+    row = units / LATTICE
+    assert float(row.sum()) == 1.0, "a row must sum to one"
+    return np.asarray(row, np.float64)
+
+
+def warp(logits: Floats, sampling: Sampling) -> Floats:
+    """Turn logits into the row that tokens are drawn from and tested with.
+
+    Args:
+        logits: (V,) of one position, cast to float64 before anything else.
+        sampling: temperature, then top-k, then top-p.
+    """
+    logits = np.asarray(logits, np.float64)
+    if sampling.temperature == 0:
+        row = np.zeros(len(logits))
+        row[int(np.argmax(logits))] = 1.0
+        return row
+    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    weights /= weights.sum()
+    if sampling.top_k:
+        weights = _keep_most_likely(weights, sampling.top_k)
+    if sampling.top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        mass_before = np.cumsum(weights[order]) - weights[order]
+        weights = _keep_most_likely(weights, int((mass_before < sampling.top_p).sum()))
+    return to_lattice(weights)
+
+
+def truncate(row: Floats, top_k: int) -> Floats:
+    """Restrict a row to its `top_k` most likely tokens and renormalise."""
+    return row if top_k >= np.count_nonzero(row) else to_lattice(_keep_most_likely(row, top_k))
+
+
+def top_pairs(row: Floats, top_k: int) -> Pairs:
+    """List the `top_k` most likely tokens of a row, most likely first."""
+    ids = np.argsort(-row, kind="stable")[:top_k]
+    return Pairs(ids.astype(np.int64), row[ids])
+
+
+def _keep_most_likely(weights: Floats, count: int) -> Floats:
+    kept = np.zeros_like(weights)
+    ids = np.argsort(-weights, kind="stable")[:count]
+    kept[ids] = weights[ids]
+    return np.asarray(kept / kept.sum(), np.float64)
+
+
+def to_row(pairs: Pairs, vocab_size: int) -> Floats:
+    """Spread pairs over the vocabulary."""
+    row = np.zeros(vocab_size)
+    np.add.at(row, pairs.ids, pairs.probabilities)
+    return row
+
+
+def accept_probability(target: float, draft: float) -> float:
+    """Compute min(1, p(x) / q(x)) (Leviathan et al., arXiv 2211.17192; Chen et al., 2302.01318)."""
+    assert draft > 0, "a drafted token has a positive probability"
+    return min(1.0, target / draft)
+
+
+def residual(target: Floats, draft: Floats) -> Floats:
+    """Compute the weights max(p - q, 0) of the token after a rejection, (V,), not normalised."""
+    return np.maximum(target - draft, 0.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verification decided.
+
+    Attributes:
+        accepted: how many drafted tokens stand.
+        token: the one after them; None if the device has to draw it from `top` and `tails`.
+        top: Top-K of the target's row at the rejected position.
+        tails: draws from the target outside that Top-K.
+    """
+
+    accepted: int
+    token: int | None
+    top: Pairs = EMPTY_PAIRS
+    tails: Pairs = EMPTY_PAIRS
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How much of the target's row goes down when the device draws the residual itself."""
+
+    top_k: int
+    tail_draws: int
+
+
+def verify(
+    target_rows: Sequence[Floats],
+    tokens: Sequence[int],
+    draft_rows: Sequence[Pairs],
+    split: SplitRule | None,
+    base: int,
+    choice: Choice,
+) -> Outcome:
+    """Test drafted tokens one after the other; the output's law is the target's.
+
+    Args:
+        target_rows: g + 1 rows of the target, at the drafted positions and after them.
+        tokens: g drafted tokens.
+        draft_rows: per token, what is known of the law it was drawn from: its whole support, or
+            the token alone with its probability when `split` is given; empty for ids alone, when
+            the draft was certain of every token.
+        split: None if the token after a rejection is drawn here.
+        base: position of the first drafted token.
+        choice: decides acceptance and draws tokens.
+
+    Raises:
+        ValueError: if a drafted token has probability zero in its own law.
+    """
+    assert len(target_rows) == len(tokens) + 1, "one target row per draft token and one more"
+    for i, token in enumerate(tokens):
+        known = draft_rows[i] if draft_rows else Pairs(np.array([token]), np.ones(1))
+        drafted = known.probability_of(token)
+        if drafted <= 0:
+            raise ValueError(f"token {token} was drafted with probability {drafted}")
+        row = target_rows[i]
+        passes = accept_probability(float(row[token]), drafted)
+        if choice.flip(Purpose.ACCEPT, base + i, passes):
+            continue
+        if split is not None:
+            top = top_pairs(row, split.top_k)
+            tails = draw_tails(row, top, split.tail_draws, 0, base + i, choice)
+            return Outcome(i, None, top, tails)
+        weights = residual(row, to_row(known, len(row)))
+        return Outcome(i, choice.pick(Purpose.RESIDUAL, base + i, weights))
+    end = len(tokens)
+    return Outcome(end, choice.pick(Purpose.TARGET, base + end, target_rows[end]))
+
+
+def draw_tails(
+    row: Floats, top: Pairs, count: int, first: int, position: int, choice: Choice
+) -> Pairs:
+    """Draw `count` tokens from a row outside its Top-K; `first` numbers the first of them.
+
+    Where nothing lies outside, the pairs are zeros, which a device never takes.
+    """
+    outside = row.copy()
+    outside[top.ids] = 0.0
+    if not outside.any():
+        return Pairs(np.zeros(count, np.int64), np.zeros(count))
+    ids = np.array(
+        [choice.pick(Purpose.TAIL, position, outside, first + k) for k in range(count)], np.int64
+    )
+    return Pairs(ids, row[ids])
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The token that a device drew after a rejection, or None and how many tails it refused."""
+
+    token: int | None
+    drawn: int
+
+
+def resolve(
+    draft: Floats, top: Pairs, tails: Pairs, first: int, position: int, choice: Choice
+) -> Resolution:
+    """Draw from max(p - q, 0) with only the Top-K of p and some draws from its tail.
+
+    Rejection sampling under the envelope that equals the residual on the Top-K and p outside it:
+    an atom of the Top-K is taken at once, a tail draw z with probability max(0, 1 - q(z) / p(z)).
+
+    Args:
+        draft: the row q that the rejected token was drawn from.
+        top: Top-K of the target's row.
+        tails: draws from the target outside the Top-K.
+        first: how many tail draws were refused before these; if positive, one is awaited.
+        position: of the rejected token.
+        choice: decides.
+    """
+    atoms = np.maximum(top.probabilities - draft[top.ids], 0.0)
+    envelope = np.append(atoms, 1.0 - top.probabilities.sum())
+    for k in range(len(tails) + 1):
+        index = first + k
+        # After a refill the choice of the tail at this index has been made already.
+        if not (first and k == 0):
+            atom = choice.pick(Purpose.ATOM, position, envelope, index)
+            if atom < len(top):
+                return Resolution(int(top.ids[atom]), index)
+        if k == len(tails):
+            return Resolution(None, index)
+        token, target = int(tails.ids[k]), float(tails.probabilities[k])
+        keep = max(0.0, 1.0 - float(draft[token]) / target)
+        if choice.flip(Purpose.THIN, position, keep, index):
+            return Resolution(token, index)
+    raise AssertionError("the loop returns at its last step")

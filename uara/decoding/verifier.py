@@ -1,0 +1,133 @@
+"""The server's side of the mathematics: the target model, many sessions, and the server's draws.
+
+One `forward` serves any mixture of work: prompts to read, tokens to decode, drafts to verify.
+Between forwards a session's cache holds every committed token but the last, which is fed next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from uara.decoding.kv import Cache, Feed, SequenceModel
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import Draws, Purpose
+from uara.decoding.rules import (
+    Floats,
+    Outcome,
+    Pairs,
+    Sampling,
+    SplitRule,
+    draw_tails,
+    top_pairs,
+    verify,
+    warp,
+)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What both ends agreed on for one session.
+
+    Attributes:
+        rule: what goes up with a draft.
+        sampling: of the target, and of the draft except under `ids`.
+        top_k: pairs of a row on the wire.
+        tail_draws: target draws that go with a rejection under `id_prob`.
+        seed: of all draws.
+    """
+
+    rule: RuleCode
+    sampling: Sampling
+    top_k: int
+    tail_draws: int
+    seed: int
+
+    @property
+    def split(self) -> SplitRule | None:
+        """Whether, and with how much of the row, the device draws after a rejection."""
+        return SplitRule(self.top_k, self.tail_draws) if self.rule is RuleCode.ID_PROB else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One session's part of a forward.
+
+    Attributes:
+        sid: session.
+        context: committed tokens, prompt text and answer.
+        tokens: drafted tokens to verify; none to decode one token.
+        rows: what is known of the draft's laws.
+        epoch: rejections so far.
+        draw: False to read the context without drawing a token (a cache rebuilt elsewhere).
+    """
+
+    sid: int
+    context: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    rows: tuple[Pairs, ...] = ()
+    epoch: int = 0
+    draw: bool = True
+
+
+@dataclass
+class _Session:
+    contract: Contract
+    draws: Draws
+    cache: Cache
+    rejected_row: Floats | None = None
+
+
+@dataclass
+class Verifier:
+    """The target model of one server."""
+
+    model: SequenceModel
+    _sessions: dict[int, _Session] = field(default_factory=dict, init=False)
+
+    def open(self, sid: int, contract: Contract, draws: Draws) -> None:
+        """Take a session in, with an empty cache."""
+        assert sid not in self._sessions, f"session {sid} is open already"
+        self._sessions[sid] = _Session(contract, draws, self.model.new_cache())
+
+    def close(self, sid: int) -> None:
+        """Free a session's cache; unknown sessions are none of our business."""
+        self._sessions.pop(sid, None)
+
+    def cached_tokens(self, sid: int) -> int:
+        """Count the tokens whose keys and values are held."""
+        return self._sessions[sid].cache.length if sid in self._sessions else 0
+
+    def forward(self, batch: Sequence[Work]) -> list[Outcome | None]:
+        """Run one ragged forward and decide each session's tokens; None for a mere reading."""
+        feeds = []
+        for work in batch:
+            cache = self._sessions[work.sid].cache
+            fresh = [*work.context[cache.length :], *work.tokens]
+            feeds.append(Feed(cache, fresh, len(fresh) - len(work.tokens) - 1))
+        logits = self.model.forward(feeds)
+        return [self._decide(work, rows) for work, rows in zip(batch, logits, strict=True)]
+
+    def _decide(self, work: Work, logits: Floats) -> Outcome | None:
+        session = self._sessions[work.sid]
+        contract, base = session.contract, len(work.context)
+        rows = [warp(row, contract.sampling) for row in logits]
+        if not work.draw:
+            session.rejected_row = rows[-1]
+            return None
+        choice = session.draws.in_epoch(work.epoch)
+        if not work.tokens:
+            return Outcome(0, choice.pick(Purpose.TARGET, base, rows[-1]))
+        outcome = verify(rows, work.tokens, work.rows, contract.split, base, choice)
+        session.cache.roll_back(base + outcome.accepted)
+        session.rejected_row = rows[outcome.accepted] if outcome.token is None else None
+        return outcome
+
+    def more_tails(self, sid: int, position: int, drawn: int, epoch: int) -> Pairs:
+        """Draw further tail tokens at the rejected position, after `drawn` were refused."""
+        session = self._sessions[sid]
+        row, contract = session.rejected_row, session.contract
+        assert row is not None, f"session {sid} has no rejection to answer"
+        top = top_pairs(row, contract.top_k)
+        choice = session.draws.in_epoch(epoch)
+        return draw_tails(row, top, contract.tail_draws, drawn, position, choice)
