@@ -1,0 +1,180 @@
+"""What a device can reckon by itself of joining each server, from its own links and the broadcasts.
+
+Shape legend: B networks, M devices, E servers.
+
+`uara.prediction` couples all devices of a network; no device knows enough for that. Here each pair
+is priced alone: the others on a server share its band equally and sit in a forward pass for a fixed
+share of the time. Without others, upload and decoding are those of `uara.prediction.predict`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uara.network import NetworkState, Phase
+from uara.prediction import MIN_RATE_BPS, Physics
+from uara.radio.link import spectral_efficiency
+from uara.serving.modes import MODES, RoundParts, ServingMode
+
+ASSUMED_DRAFT_LENGTH = 4
+ASSUMED_RESIDUAL_SHARE = 0.5  # mean of uara.serving.batching.residual_share over think times
+
+
+def assumed_draft_length(physics: Physics) -> int:
+    """Tell the draft length that a device reckons with."""
+    if not MODES[physics.config.mode].drafts:
+        return 0
+    return min(ASSUMED_DRAFT_LENGTH, physics.config.max_draft_length)
+
+
+@dataclass(frozen=True)
+class ServerLoad:
+    """What servers broadcast about the devices of the network on them."""
+
+    is_serving: Tensor  # (B, M, E) bool; a device knows its own row only
+    requests: Tensor  # (B, E)
+    uploading: Tensor  # (B, E) of them, still sending their prompt
+    held_tokens: Tensor  # (B, E) context tokens in KV memory
+    backlog_tokens: Tensor  # (B, E) context tokens that wait for prefill, foreign ones included
+
+
+def server_load(state: NetworkState) -> ServerLoad:
+    """Add up the requests that lie on each server."""
+    index = torch.arange(state.num_servers)
+    serves = (state.server.unsqueeze(-1) == index) & state.has_request.unsqueeze(-1)
+    missing = (state.context_tokens - state.kv_tokens).clamp_min(0)
+    is_uploading = state.phase == int(Phase.UPLOADING)
+    dtype = state.gain.dtype
+    columns = torch.stack(
+        (torch.ones_like(missing), is_uploading.to(dtype), state.kv_tokens, missing), dim=1
+    )
+    totals = columns @ serves.to(dtype)  # (B, 4, E)
+    requests, uploading, held, backlog = totals.unbind(1)
+    return ServerLoad(serves, requests, uploading, held, backlog + state.foreign_prefill_tokens)
+
+
+@dataclass(frozen=True)
+class LocalPrediction:
+    """Times of a device's request on each server, (B, M, E)."""
+
+    spectral_efficiency: Tensor  # bit/s/Hz of the uplink at the device's share of the band
+    held_tokens: Tensor  # context tokens of the request in the server's KV memory
+    upload_s: Tensor
+    prefill_s: Tensor
+    tpot_s: Tensor
+    remaining_s: Tensor  # expected time until the request is finished
+    inflicted_s: Tensor  # sum over the others of the time that the prefill takes from them
+
+
+def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> LocalPrediction:
+    """Price each (device, server) pair alone.
+
+    The times are those of the "request" horizon of `uara.prediction.predict` with full power, an
+    equal share of the band, the assumed draft length, and a fixed presence of the others.
+
+    Args:
+        state: B networks.
+        load: of the same state.
+        physics: link model, codec, mode, batching.
+    """
+    mode = MODES[physics.config.mode]
+    serves = load.is_serving.to(state.gain.dtype)
+    others = load.requests[:, None, :] - serves
+    efficiency, uplink_bps, downlink_bps = _rates(state, others, physics)
+    context = state.context_tokens.unsqueeze(-1)
+    held = state.kv_tokens.unsqueeze(-1) * serves
+    lacking = (context - held).clamp_min(0)
+    if mode.uses_server:
+        upload_s = state.upload_bits.unsqueeze(-1) / uplink_bps
+    else:
+        upload_s, lacking = torch.zeros_like(uplink_bps), torch.zeros_like(lacking)
+
+    presence = 0.5 if mode.drafts else 1.0
+    other_held = load.held_tokens[:, None, :] - held
+    tpot_s = _tpot_s(state, others, other_held, presence, mode, (uplink_bps, downlink_bps), physics)
+
+    per_token_s = state.forward_per_token_s[:, None, :]
+    chunk = float(physics.config.batching.prefill_chunk_tokens)
+    is_busy = _share_busy(others + 1, presence, state)
+    seconds_per_token = per_token_s + is_busy * state.forward_fixed_s[:, None, :] / chunk
+    backlog = load.backlog_tokens[:, None, :] - lacking * serves
+    # First come, first served in an unknown order: on average half of the others go first.
+    needs_prefill = (lacking > 0).to(serves.dtype)
+    prefill_s = needs_prefill * (lacking + 0.5 * backlog) * seconds_per_token
+    interference_s = (1 - 0.5 * needs_prefill) * backlog * per_token_s
+    remaining = state.expected_remaining_tokens.unsqueeze(-1)
+    return LocalPrediction(
+        spectral_efficiency=efficiency,
+        held_tokens=held,
+        upload_s=upload_s,
+        prefill_s=prefill_s,
+        tpot_s=tpot_s,
+        remaining_s=upload_s + prefill_s + interference_s + remaining * tpot_s,
+        inflicted_s=others * lacking * per_token_s,
+    )
+
+
+def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute uplink efficiency and both rates at an equal share of the band, (B, M, E) each."""
+    link = physics.config.link
+    uplink_hz = state.uplink_bandwidth_hz[:, None, :] / (others + 1)
+    power = (state.power_max_w / link.uplink_noise_w_per_hz).unsqueeze(-1)
+    efficiency = spectral_efficiency(state.gain * power / uplink_hz, link)
+    # A server spreads its power evenly over its band, so the share leaves the SNR alone.
+    density = state.downlink_power_w / (state.downlink_bandwidth_hz * link.downlink_noise_w_per_hz)
+    downlink_hz = state.downlink_bandwidth_hz[:, None, :] / (others + 1)
+    downlink_bps = downlink_hz * spectral_efficiency(state.gain * density[:, None, :], link)
+    return (
+        efficiency,
+        (uplink_hz * efficiency).clamp_min(MIN_RATE_BPS),
+        downlink_bps.clamp_min(MIN_RATE_BPS),
+    )
+
+
+def _share_busy(participants: Tensor, presence: float, state: NetworkState) -> Tensor:
+    """Compute the probability that one of the participants is in a forward pass, (B, M, E)."""
+    busy = 1 - (1 - presence) ** participants
+    return torch.where((state.foreign_rows > 0)[:, None, :], 1.0, busy)
+
+
+def _tpot_s(
+    state: NetworkState,
+    others: Tensor,
+    other_held: Tensor,
+    presence: float,
+    mode: ServingMode,
+    rates_bps: tuple[Tensor, Tensor],
+    physics: Physics,
+) -> Tensor:
+    """Compute seconds per token on each server, (B, M, E)."""
+    gamma = assumed_draft_length(physics)
+    length = torch.tensor(float(gamma))
+    codec = physics.codec
+    row_s = state.forward_per_row_s + (gamma + 1) * state.forward_per_token_s
+    foreign_s = state.foreign_rows * (state.forward_per_row_s + state.forward_per_token_s)
+    per_context_s = state.forward_per_context_s[:, None, :]
+    tokens_read = state.context_tokens.unsqueeze(-1) + presence * other_held
+    verify_s = (
+        (state.forward_fixed_s + foreign_s + row_s)[:, None, :]
+        + presence * others * row_s[:, None, :]
+        + tokens_read * per_context_s
+    )
+    uplink_bps, downlink_bps = rates_bps
+    nothing = torch.zeros_like(verify_s)
+    draft_s = nothing + gamma * state.draft_time_s.unsqueeze(-1)
+    if gamma > 0 and mode.uses_server:
+        verdict_bits = codec.verdict_bits(length, state.acceptance).unsqueeze(-1)
+        uplink_s, downlink_s = (
+            codec.draft_bits(float(gamma)) / uplink_bps,
+            verdict_bits / downlink_bps,
+        )
+        wait_s = ASSUMED_RESIDUAL_SHARE * _share_busy(others, presence, state) * verify_s
+    else:
+        uplink_s, downlink_s, wait_s = nothing, nothing, nothing
+    rtt_s = state.rtt_s[:, None, :].expand_as(verify_s)
+    parts = RoundParts(draft_s, uplink_s, wait_s, verify_s, downlink_s, rtt_s)
+    tokens = mode.expected_tokens(state.acceptance, length).unsqueeze(-1)
+    return mode.round_time_s(parts) / tokens
