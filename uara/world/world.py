@@ -150,6 +150,41 @@ class World:
             getattr(self.progress, field.name)[rows] = empty
         self._current = None
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy everything that changes: worlds, requests and progress."""
+        state = {"world": self.world.clone()}
+        for f in fields(RequestTable):
+            state[f"requests.{f.name}"] = getattr(self.requests, f.name).clone()
+        for f in fields(_Progress):
+            state[f"progress.{f.name}"] = getattr(self.progress, f.name).clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to a saved state; the world must have been made of the same configuration.
+
+        Raises:
+            UserError: if the state belongs to another number of networks, devices or requests.
+        """
+        own = self.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+            raise UserError(
+                "the saved world has other tensors than this one "
+                f"({self.num_networks} networks, {self.num_devices} devices); "
+                "load it with the configuration that it was saved with"
+            )
+        self.world = state["world"].clone()
+        self.requests = RequestTable(
+            **{f.name: state[f"requests.{f.name}"].clone() for f in fields(RequestTable)}
+        )
+        self.progress = _Progress(
+            **{f.name: state[f"progress.{f.name}"].clone() for f in fields(_Progress)}
+        )
+        self.arrivals, self.waiting_s = self.requests.count_by_slot(
+            self.config.horizon_slots, self.config.slot_s
+        )
+        self._current = None
+
     def time_s(self) -> Tensor:
         """Return the time since the start of each episode, (B,)."""
         return self.progress.slot * self.config.slot_s
