@@ -59,7 +59,7 @@ class KernelSettings:
 
     Attributes:
         slot_s: time between plans.
-        contract: of every session, with the run's seed; sessions derive theirs from it.
+        contract: of every session.
         frame_overhead_bytes: added to every frame on a link.
         prefill_chunk_tokens: prompt tokens that one forward takes along.
         tokenizer_hash: sent with every request.
@@ -155,7 +155,14 @@ class VirtualKernel:
         self, index: int, profile: ServerProfile, target: SequenceModel
     ) -> srv.ServerState:
         batcher = Batcher(self.settings.prefill_chunk_tokens, profile.kv_capacity_tokens)
-        return srv.ServerState(index, target.vocab_size, self.settings.tokenizer_hash, batcher)
+        settings = self.settings
+        return srv.ServerState(
+            index,
+            target.vocab_size,
+            settings.tokenizer_hash,
+            settings.contract.tail_draws,
+            batcher,
+        )
 
     def run(self) -> Recorder:
         """Play events until every request is finished, and return the records."""
@@ -222,7 +229,6 @@ class VirtualKernel:
         assert self.plan is not None, "a start needs a plan"
         self.recorder.requests[request.sid].start_s = self.now
         seed = self.settings.session_seed(request.sid)
-        self._draws[request.sid] = Draws(seed)
         node.drafter = Drafter(
             self.draft_model, contract.rule, contract.sampling, contract.top_k, Draws(seed)
         )
@@ -298,7 +304,8 @@ class VirtualKernel:
         request = node.request
         assert request is not None, "only a request can finish"
         self.recorder.commit(request.sid, effect.tokens, self.now)
-        self.recorder.requests[request.sid].refusal = effect.refusal
+        record = self.recorder.requests[request.sid]
+        record.refusal, record.finish_s = effect.refusal, self.now
         node.request, node.drafter = None, None
         self._unfinished -= 1
 
@@ -404,8 +411,9 @@ class VirtualKernel:
                     done = srv.TailsDrawn(need, tails)
                     self._at(self.now, partial(self._step_server, index, done))
                 case srv.OpenCache():
-                    contract, draws = self.settings.contract, self._draws[effect.sid]
-                    node.verifier.open(effect.sid, contract, draws)
+                    # One ledger follows the session from server to server.
+                    draws = self._draws.setdefault(effect.sid, Draws(effect.seed))
+                    node.verifier.open(effect.sid, effect.contract, draws)
                 case srv.CloseCache():
                     node.verifier.close(effect.sid)
                 case srv.Migrate():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     text_tokens: int  # read by the models
     start_s: float = 0.0  # of its first slot
     first_token_s: float = 0.0
-    end_s: float = 0.0
+    end_s: float = 0.0  # of the last token so far
+    finish_s: float = math.inf
     tokens: list[int] = []
     accepted: int = 0
     tested: int = 0

@@ -24,8 +24,9 @@ from uara.decoding.protocol import (
     Token,
     Verdict,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs
+from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs, Sampling
 from uara.decoding.session import Session, Stage
+from uara.decoding.verifier import Contract
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ServerState:
         index: of the server.
         vocab_size: of its target model.
         tokenizer_hash: of its tokenizer; a device with another one is refused.
+        tail_draws: target draws that it sends with a rejection under `id_prob`.
         batcher: what waits and what runs.
         sessions: by id.
         parked: a frame that arrived before its session did.
@@ -44,6 +46,7 @@ class ServerState:
     index: int
     vocab_size: int
     tokenizer_hash: int
+    tail_draws: int
     batcher: Batcher
     sessions: Mapping[int, Session] = field(default_factory=dict)
     parked: Mapping[int, Frame] = field(default_factory=dict)
@@ -125,6 +128,8 @@ class OpenCache:
     """Make an empty cache for a session."""
 
     sid: int
+    contract: Contract
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,13 @@ def _open(state: ServerState, frame: Open, draft_length: int, now: float) -> Ser
         raise ProtocolError("a request needs at least one text token")
     session = Session(
         sid=frame.sid,
+        contract=Contract(
+            frame.rule,
+            Sampling(frame.temperature, frame.top_k, frame.top_p),
+            frame.row_top_k,
+            state.tail_draws,
+        ),
+        seed=frame.seed,
         text=text,
         unread_tokens=len(frame.prompt) - len(text),
         answer=Answer((), frame.max_new, frame.eos),
@@ -230,7 +242,8 @@ def _arrived(state: ServerState, event: Arrived, now: float) -> ServerStep:
 
 def _admit(state: ServerState, session: Session) -> ServerStep:
     batcher = add_prefill(state.batcher, session.sid, session.tokens_to_read, session.kv_tokens)
-    return _put(replace(state, batcher=batcher), session), (OpenCache(session.sid),)
+    opened = OpenCache(session.sid, session.contract, session.seed)
+    return _put(replace(state, batcher=batcher), session), (opened,)
 
 
 def _replan(state: ServerState, event: Replan, now: float) -> ServerStep:

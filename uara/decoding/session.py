@@ -7,7 +7,7 @@ from enum import Enum
 
 from uara.decoding.answer import Answer
 from uara.decoding.protocol import NO_TOKEN, Draft, NeedP, ProtocolError
-from uara.decoding.verifier import Work
+from uara.decoding.verifier import Contract, Work
 
 
 class Stage(Enum):
@@ -25,6 +25,8 @@ class Session:
 
     Attributes:
         sid: its number.
+        contract: what both ends agreed on.
+        seed: of all its draws.
         text: prompt tokens that the models read.
         unread_tokens: prompt tokens that are priced but not read.
         answer: committed tokens.
@@ -39,6 +41,8 @@ class Session:
     """
 
     sid: int
+    contract: Contract
+    seed: int
     text: tuple[int, ...]
     unread_tokens: int
     answer: Answer

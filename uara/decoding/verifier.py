@@ -34,14 +34,12 @@ class Contract:
         sampling: of the target, and of the draft except under `ids`.
         top_k: pairs of a row on the wire.
         tail_draws: target draws that go with a rejection under `id_prob`.
-        seed: of all draws.
     """
 
     rule: RuleCode
     sampling: Sampling
     top_k: int
     tail_draws: int
-    seed: int
 
     @property
     def split(self) -> SplitRule | None:

@@ -1,0 +1,227 @@
+"""The public entry: real draft/verify runs of a pair of models under a controller's decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from uara.decoding.kernel import KernelSettings, VirtualKernel
+from uara.decoding.kv import TransformerModel
+from uara.decoding.models import ModelPair, tokenizer_hash
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import derive_seed
+from uara.decoding.records import RequestRecord, RoundRecord
+from uara.decoding.rules import GREEDY, Sampling
+from uara.decoding.scenario import ForeignArrival, Request
+from uara.decoding.state_view import (
+    ControllerPlanner,
+    GainView,
+    device_profiles,
+    server_profiles,
+)
+from uara.decoding.verifier import Contract
+from uara.errors import UserError
+from uara.network import Controller
+from uara.prediction import Physics
+from uara.serving.acceptance import AcceptanceTable
+from uara.serving.payload import DEFAULT_TAIL_DRAWS
+from uara.world.world import WorldConfig
+
+RULE_CODES = {
+    "ids": RuleCode.IDS,
+    "id_prob": RuleCode.ID_PROB,
+    "topk": RuleCode.TOPK,
+    "full": RuleCode.FULL,
+}
+
+
+class DecodingConfig(BaseModel):
+    """What a real run needs beyond the world and its physics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(
+        0.7, gt=0, description="of both models; the codec `ids` takes the most likely token instead"
+    )
+    sample_top_k: int = Field(0, ge=0, description="keep the K most likely tokens; 0 keeps all")
+    sample_top_p: float = Field(1.0, gt=0, le=1, description="keep this mass of likely tokens")
+    tail_draws: int = Field(
+        DEFAULT_TAIL_DRAWS, ge=1, description="target draws that go with a rejection (`id_prob`)"
+    )
+    read_token_s: float = Field(
+        0.25e-3,
+        ge=0,
+        description="time per prompt token that a phone's draft model reads: 2 x 1.24e9 operations "
+        "at 10 TOPS, a quarter of a phone NPU's peak",
+    )
+    seed: int = Field(0, description="of all draws")
+
+
+@dataclass(frozen=True)
+class DecodingResult:
+    """Records of a run.
+
+    Attributes:
+        requests: in the order of their numbers.
+        rounds: in the order of their ends.
+        controller: name.
+        pair: name.
+        server_busy: per server, the share of the run's time spent computing.
+        duration_s: of the run, on the virtual clock.
+    """
+
+    requests: list[RequestRecord]
+    rounds: list[RoundRecord]
+    controller: str
+    pair: str
+    server_busy: list[float]
+    duration_s: float
+
+    def summary(self) -> dict[str, float]:
+        """Compute means over requests, and ratios of sums over the run."""
+        requests = [record for record in self.requests if not record.refusal]
+        count, tokens = len(requests), sum(len(record.tokens) for record in requests)
+        tested = sum(record.tested for record in requests)
+        accepted = sum(record.accepted for record in requests)
+        verifications = sum(record.verifications for record in requests)
+        return {
+            "requests": count,
+            "tokens": tokens,
+            "ttft_s": _ratio(sum(record.ttft_s for record in requests), count),
+            "tpot_s": _ratio(sum(record.tpot_s for record in requests), count),
+            "e2e_s": _ratio(sum(record.e2e_s for record in requests), count),
+            "acceptance": _ratio(accepted, tested),
+            "tokens_per_verification": _ratio(accepted + verifications, verifications),
+            "uplink_bytes_per_token": _ratio(sum(r.uplink_bytes for r in requests), tokens),
+            "downlink_bytes_per_token": _ratio(sum(r.downlink_bytes for r in requests), tokens),
+            "wasted_tokens": sum(record.wasted for record in self.rounds),
+            "handovers": sum(record.handovers for record in requests),
+        }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def run_decoding(
+    pair: ModelPair,
+    requests: Sequence[Request],
+    gains: GainView,
+    controller: Controller,
+    *,
+    world: WorldConfig,
+    physics: Physics,
+    acceptance: AcceptanceTable,
+    config: DecodingConfig,
+    foreign: Sequence[ForeignArrival] = (),
+) -> DecodingResult:
+    """Run requests to their ends, with the controller asked at every slot boundary.
+
+    Args:
+        pair: draft and target.
+        requests: with token ids of the pair's tokenizer.
+        gains: one world of a channel bank.
+        controller: decides; it sees the running system only.
+        world: machines, budgets, slot length, task types.
+        physics: link model, codec, mode, longest draft.
+        acceptance: what the running estimate starts from, per task.
+        config: sampling and seeds.
+        foreign: load of other networks on the servers.
+
+    Raises:
+        UserError: if requests, gains and machines do not fit together.
+    """
+    profiles = server_profiles(world)
+    num_devices = gains.gain.shape[1]
+    check_requests(pair, requests, num_devices, min(p.kv_capacity_tokens for p in profiles))
+    if gains.gain.shape[2] != len(profiles):
+        raise UserError(
+            f"the gains have {gains.gain.shape[2]} servers but the world names {len(profiles)}; "
+            "give a bank of this world"
+        )
+    rule = physics.codec.rule
+    means = [acceptance.of(rule, task.name).mean for task in world.requests.tasks]
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "controller") >> 1)
+    planner = ControllerPlanner(controller, gains, world, physics, torch.tensor(means), generator)
+    kernel = VirtualKernel(
+        TransformerModel(pair.draft, pair.vocab_size),
+        TransformerModel(pair.target, pair.vocab_size),
+        device_profiles(world, num_devices, config.read_token_s),
+        profiles,
+        requests,
+        planner,
+        _settings(pair, world, physics, config),
+        foreign,
+    )
+    recorder = kernel.run()
+    return DecodingResult(
+        requests=[recorder.requests[sid] for sid in sorted(recorder.requests)],
+        rounds=recorder.rounds,
+        controller=controller.name,
+        pair=pair.name,
+        server_busy=[min(_ratio(node.busy_s, kernel.now), 1.0) for node in kernel.servers],
+        duration_s=kernel.now,
+    )
+
+
+def _settings(
+    pair: ModelPair, world: WorldConfig, physics: Physics, config: DecodingConfig
+) -> KernelSettings:
+    codec = physics.codec
+    is_greedy = codec.rule == "greedy"
+    contract = Contract(
+        rule=RULE_CODES[codec.name],
+        sampling=GREEDY
+        if is_greedy
+        else Sampling(config.temperature, config.sample_top_k, config.sample_top_p),
+        top_k=min(codec.top_k, pair.vocab_size),
+        tail_draws=config.tail_draws,
+    )
+    return KernelSettings(
+        slot_s=world.slot_s,
+        contract=contract,
+        session_seed=lambda sid: derive_seed(config.seed, "session", sid),
+        frame_overhead_bytes=codec.frame_overhead_bytes,
+        prefill_chunk_tokens=physics.config.batching.prefill_chunk_tokens,
+        tokenizer_hash=tokenizer_hash(pair.tokenizer),
+    )
+
+
+def check_requests(
+    pair: ModelPair, requests: Sequence[Request], num_devices: int, kv_capacity_tokens: int
+) -> None:
+    """Check that every request can be served.
+
+    Raises:
+        UserError: naming the first request that cannot, and why.
+    """
+    if not requests:
+        raise UserError("no request was given; give at least one")
+    if len({request.sid for request in requests}) < len(requests):
+        raise UserError("two requests have the same number; give each its own sid")
+    for request in requests:
+        text, priced = len(request.text), request.prompt_tokens
+        name = f"request {request.sid}"
+        if not 0 <= request.device < num_devices:
+            raise UserError(
+                f"{name} is of device {request.device}; allowed: 0 to {num_devices - 1}"
+            )
+        if not 1 <= text <= priced or request.max_new < 1:
+            raise UserError(
+                f"{name} has {text} text tokens, {priced} prompt tokens and {request.max_new} "
+                "answer tokens; give at least 1 of each and no more text than prompt"
+            )
+        if text + request.max_new > pair.context_tokens:
+            raise UserError(
+                f"{name} needs {text} + {request.max_new} tokens of context; pair '{pair.name}' "
+                f"has {pair.context_tokens}: shorten the text or the answer"
+            )
+        if priced + request.max_new > kv_capacity_tokens:
+            raise UserError(
+                f"{name} needs KV memory for {priced + request.max_new} tokens; the smallest "
+                f"server has {kv_capacity_tokens}: shorten the prompt"
+            )
