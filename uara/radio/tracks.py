@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 SITE_DISTANCE_MIN_M = 10.0  # TR 38.901 Table 7.2-1: least horizontal distance in UMi
 
-# Turns that a device tries where its way is barred, the smallest first.
+# Turns that a device tries beyond a mirrored heading that is barred too, the smallest first.
 _TURNS_RAD = np.radians([0.0] + [s * a for a in range(15, 180, 15) for s in (1, -1)] + [180.0])
 
 
@@ -87,7 +87,7 @@ def draw_tracks(
     """Move devices at constant speed with a slowly turning heading.
 
     The heading is a random walk. Where the next step would leave the area or come too near to a
-    site, the device turns by the smallest angle that avoids it.
+    site, the heading is mirrored there.
 
     Args:
         rng: source of starts and headings.
@@ -109,16 +109,33 @@ def draw_tracks(
     heading = rng.uniform(0.0, 2 * math.pi, num_devices)
     turns = rng.normal(0.0, turn_rad * math.sqrt(slot_s), (num_slots, num_devices))
     for t in range(num_slots):
-        candidate = (heading + turns[t])[:, None] + _TURNS_RAD  # (M, C)
-        direction = np.stack([np.cos(candidate), np.sin(candidate)], axis=-1)
-        step = direction * (speed_m_s * slot_s)[:, None, None]
-        allowed = is_allowed(here[:, None] + step, site_m, radius_m)  # (M, C)
+        ahead = heading + turns[t]
+        mirrored = _mirrored_heading(here, ahead, speed_m_s * slot_s, site_m, radius_m)
+        candidate = np.concatenate([ahead[:, None], mirrored[:, None] + _TURNS_RAD], axis=1)
+        step = _direction(candidate) * (speed_m_s * slot_s)[:, None, None]
+        allowed = np.asarray(is_allowed(here[:, None] + step, site_m, radius_m))  # (M, C)
         # A pocket without any way out exists only for steps as long as the area: stay there.
-        step *= np.any(allowed, axis=1)[:, None, None]
-        first = np.argmax(allowed, axis=1)
-        rows = np.arange(num_devices)
+        step *= allowed.max(axis=1, keepdims=True)[..., None]
+        rows, first = np.arange(num_devices), allowed.argmax(axis=1)
         heading = candidate[rows, first]
         position[t] = here
         velocity[t] = step[rows, first] / slot_s
         here = here + step[rows, first]
     return position, velocity
+
+
+def _direction(heading: Array) -> Array:
+    """Unit vectors of headings, (..., 2)."""
+    return np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+
+
+def _mirrored_heading(
+    here_m: Array, heading: Array, step_m: Array, site_m: Array, radius_m: float
+) -> Array:
+    """Mirror headings on the border, or on the circle about the nearest site within it, (M,)."""
+    there = here_m + _direction(heading) * step_m[:, None]
+    gap = site_m - there[:, None]  # (M, E, 2)
+    nearest = np.hypot(gap[..., 0], gap[..., 1]).argmin(axis=1)
+    leaves = np.hypot(there[:, 0], there[:, 1]) > radius_m
+    normal = np.where(leaves[:, None], here_m, site_m[nearest] - here_m)
+    return 2 * np.arctan2(normal[:, 1], normal[:, 0]) + math.pi - heading

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +76,10 @@ def build_bank(
     workers = min(workers, len(keys))
     worlds: list[World | None] = [None] * len(keys)
     if workers == 1:
-        for k, key in enumerate(keys):
-            worlds[k] = build_world(config, key)
-            _report(progress, k + 1, len(keys))
+        with _one_thread():
+            for k, key in enumerate(keys):
+                worlds[k] = build_world(config, key)
+                _report(progress, k + 1, len(keys))
     else:
         _build_in_processes(config, keys, worlds, workers, progress)
     built = [w for w in worlds if w is not None]
@@ -122,6 +125,19 @@ def _use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread for a while: many small tensors gain nothing from more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:
@@ -379,7 +395,7 @@ def draw_links(
         los_aoa=scenario.los_aoa * radian,
         los_zoa=scenario.los_zoa * radian,
         velocity_m_s=velocity,
-        site_yaw=torch.atan2(-site[:, 1], -site[:, 0]),
+        site_yaw=torch.atan2(0.0 - site[:, 1], 0.0 - site[:, 0]),
         pattern=site_array.ant_pol1.field,
     )
 

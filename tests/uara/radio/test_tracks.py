@@ -54,10 +54,13 @@ def test_headings_turn_slowly():
     assert np.diff(heading, axis=0).std() == pytest.approx(0.2 * np.sqrt(0.25), rel=0.05)
 
 
-def test_without_turning_a_device_goes_straight_until_the_border():
-    """The way across a disc of radius 100 m is at most 200 m long."""
+def test_a_straight_way_is_mirrored_at_the_border():
+    """Position times velocity (angular momentum) stays; the way across a disc ends in time."""
     far = np.array([[1e6, 0.0]])
-    _, velocity = draw_tracks(np.random.default_rng(4), np.ones(20), 300, 1.0, 0.0, far, 100.0)
+    position, velocity = draw_tracks(
+        np.random.default_rng(4), np.ones(20), 300, 1.0, 0.0, far, 100.0
+    )
+    momentum = position[..., 0] * velocity[..., 1] - position[..., 1] * velocity[..., 0]
+    np.testing.assert_allclose(momentum, np.tile(momentum[0], (300, 1)), atol=1e-6)
     turned = np.abs(np.diff(velocity, axis=0)).max(axis=-1) > 1e-9
     assert turned[:201].any(axis=0).all()
-    assert turned.mean() < 0.2

@@ -1,0 +1,1 @@
+"""Pictures of networks, runs and results; the only importer of matplotlib."""
