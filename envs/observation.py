@@ -251,8 +251,8 @@ def _server_rows(state: NetworkState, load: ServerLoad) -> Tensor:
 def bounds(group: Literal["device", "pair", "server"]) -> tuple[Tensor, Tensor]:
     """Return the lowest and highest value of each feature of a group, (F,) each."""
     features: tuple[Feature, ...] = getattr(_SCHEMA, group)
-    low = torch.tensor([feature.low for feature in features])
-    high = torch.tensor([feature.high for feature in features])
+    low = torch.tensor([feature.low for feature in features], dtype=torch.float32)
+    high = torch.tensor([feature.high for feature in features], dtype=torch.float32)
     return low, high
 
 
