@@ -343,28 +343,11 @@ def draw_links(
 ) -> Links:
     """Let Sionna draw the links of some devices along their tracks (T, D, 2)."""
     import torch
-    from sionna.phy.channel import tr38901
+    from sionna.phy.channel.tr38901 import LSPGenerator, RaysGenerator
 
-    antenna: dict[str, Any] = {
-        "num_rows_per_panel": 1,
-        "num_cols_per_panel": 1,
-        "polarization": "single",
-        "polarization_type": "V",
-        "carrier_frequency": config.carrier_hz,
-        "device": "cpu",
-    }
-    site_array = tr38901.PanelArray(antenna_pattern="38.901", **antenna)
-    scenario = tr38901.UMiScenario(
-        config.carrier_hz,
-        o2i_model="low",
-        ut_array=tr38901.PanelArray(antenna_pattern="omni", **antenna),
-        bs_array=site_array,
-        direction="downlink",
-        device="cpu",
-    )
-    scenario.set_spatial_consistency_enabled(True)
-    draw_large_scale = tr38901.LSPGenerator(scenario)
-    draw_rays = tr38901.RaysGenerator(scenario, enable_spatial_consistency=True)
+    scenario = _new_scenario(config.carrier_hz)
+    draw_large_scale = LSPGenerator(scenario)
+    draw_rays = RaysGenerator(scenario, enable_spatial_consistency=True)
 
     num_slots, num_devices = position_m.shape[:2]
     velocity = _with_height(velocity_m_s, 0.0).transpose(0, 1)  # (D, T, 3)
@@ -396,8 +379,32 @@ def draw_links(
         los_zoa=scenario.los_zoa * radian,
         velocity_m_s=velocity,
         site_yaw=torch.atan2(0.0 - site[:, 1], 0.0 - site[:, 0]),
-        pattern=site_array.ant_pol1.field,
+        pattern=scenario.bs_array.ant_pol1.field,
     )
+
+
+def _new_scenario(carrier_hz: float) -> Any:
+    """Make Sionna's street canyon with one element of TR 38.901 per site, spatially consistent."""
+    from sionna.phy.channel.tr38901 import PanelArray, UMiScenario
+
+    antenna: dict[str, Any] = {
+        "num_rows_per_panel": 1,
+        "num_cols_per_panel": 1,
+        "polarization": "single",
+        "polarization_type": "V",
+        "carrier_frequency": carrier_hz,
+        "device": "cpu",
+    }
+    scenario = UMiScenario(
+        carrier_hz,
+        o2i_model="low",
+        ut_array=PanelArray(antenna_pattern="omni", **antenna),
+        bs_array=PanelArray(antenna_pattern="38.901", **antenna),
+        direction="downlink",
+        device="cpu",
+    )
+    scenario.set_spatial_consistency_enabled(True)
+    return scenario
 
 
 def _with_height(horizontal: NDArray[np.float64], height: float) -> Any:
