@@ -1,1 +1,1 @@
-"""Learning: MAPPO, networks, rollouts, the training loop, checkpoints, the stable-baselines3 baseline."""
+"""Learning: MAPPO, rollouts, the training loop, checkpoints, the stable-baselines3 baseline."""

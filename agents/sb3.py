@@ -1,0 +1,261 @@
+"""The stable-baselines3 baseline: PPO with one controller per network, on the flat views.
+
+Shape legend: B networks, M devices, E servers, F flat features.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from envs.action import ControlConfig, to_decision
+from envs.batched import BatchedEnv
+from envs.observation import observe, schema
+from uara.errors import UserError
+from uara.network import Controller, Decision, NetworkState, SlotOutcome
+from uara.prediction import Physics
+
+if TYPE_CHECKING:
+    from envs.flat import FlatActions
+
+# stable-baselines3 and Gymnasium are loaded where they are used: they take seconds, and this module
+# also holds a config that every command reads.
+
+_MEMBER = "uara.json"  # our part of the zip; stable-baselines3 does not read it
+_LOGGED = {
+    "train/policy_gradient_loss": "train/policy_loss",
+    "train/value_loss": "train/value_loss",
+    "train/approx_kl": "train/approx_kl",
+    "train/clip_fraction": "train/clip_fraction",
+    "train/explained_variance": "train/explained_variance",
+    "train/learning_rate": "train/learning_rate",
+}
+
+
+class Sb3PpoConfig(BaseModel):
+    """PPO of stable-baselines3 with its own defaults where none is named here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["sb3_ppo"] = Field("sb3_ppo", description="names the learner")
+    rollout_slots: int = Field(64, gt=0, description="slots between updates")
+    batch_size: int = Field(1024, gt=1, description="network slots per gradient step")
+    epochs: int = Field(5, gt=0, description="passes over a rollout")
+    learning_rate: float = Field(3e-4, gt=0, description="of Adam")
+    discount: float = Field(0.98, gt=0, le=1, description="gamma, per slot")
+    trace: float = Field(0.95, ge=0, le=1, description="lambda of the advantage estimate")
+    entropy: float = Field(0.001, ge=0, description="weight of the summed entropy")
+    hidden: int = Field(128, gt=0, description="width of both layers of actor and critic")
+    levels: int = Field(5, ge=2, description="levels of a learned bandwidth or power")
+
+
+class Sb3PpoLearner:
+    """Drives stable-baselines3's PPO through the common loop.
+
+    Resuming restores weights, optimiser and counters and begins new episodes; stable-baselines3
+    draws from global generators, so the continuation is not bit for bit.
+    """
+
+    policy_suffix = ".zip"
+
+    def __init__(self, config: Sb3PpoConfig, env: BatchedEnv, seed: int) -> None:
+        """Make the model; the environment is not stepped."""
+        from stable_baselines3 import PPO
+        from stable_baselines3.common.callbacks import BaseCallback
+
+        from envs.vector import NetworkVecEnv
+
+        class Nothing(BaseCallback):
+            """Satisfies the collection, which wants a callback."""
+
+            def _on_step(self) -> bool:
+                return True
+
+        self.config = config
+        self.env = env
+        self.vector = NetworkVecEnv(env, levels=config.levels)
+        self.model = PPO(
+            "MlpPolicy",
+            self.vector,
+            n_steps=config.rollout_slots,
+            batch_size=config.batch_size,
+            n_epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            gamma=config.discount,
+            gae_lambda=config.trace,
+            ent_coef=config.entropy,
+            policy_kwargs={"net_arch": [config.hidden, config.hidden]},
+            seed=seed,
+            device="cpu",
+        )
+        self._callback = Nothing()
+        self._callback.init_callback(self.model)
+
+    @property
+    def env_steps(self) -> int:
+        """Network slots played so far."""
+        return int(self.model.num_timesteps)
+
+    def start(self) -> None:
+        """Begin the first episodes."""
+        # Learning for no step resets the environment and sets up the logger by the public way.
+        self.model.learn(total_timesteps=0, reset_num_timesteps=False)
+
+    def collect(self) -> dict[str, float]:
+        """Play a rollout and return metrics rollout/..."""
+        self.model.collect_rollouts(
+            self.vector, self._callback, self.model.rollout_buffer, self.config.rollout_slots
+        )
+        reward = float(self.model.rollout_buffer.rewards.mean())
+        slot_s = self.env.world.config.slot_s
+        metrics = {"rollout/reward": reward}
+        if self.env.reward_config.energy_weight == 0:
+            metrics["rollout/alive_requests"] = -reward * self.env.normaliser_s / slot_s
+        return metrics
+
+    def update(self, progress: float) -> dict[str, float]:
+        """Learn from the rollout and return metrics train/...; rates are constant."""
+        self.model.train()
+        values = self.model.logger.name_to_value
+        metrics = {ours: float(values[theirs]) for theirs, ours in _LOGGED.items()}
+        values.clear()
+        return metrics
+
+    def controller(self) -> Controller:
+        """Return the current policy as a controller that takes the most likely choices."""
+        world = self.env.world
+        return Sb3Controller(self.model, self.vector.actions, world.physics, name=self.config.kind)
+
+    def save_policy(self, path: Path) -> None:
+        """Write the model as stable-baselines3 does, with how to use it as one more member."""
+        temporary = path.with_name(path.name + ".partial.zip")
+        self.model.save(temporary)
+        described = {
+            "control": self.env.control.model_dump(mode="json"),
+            "schema": schema().to_dict(),
+            "num_devices": self.env.world.num_devices,
+            "num_servers": self.env.world.num_servers,
+            "max_draft_length": self.env.world.physics.config.max_draft_length,
+            "levels": self.config.levels,
+        }
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(_MEMBER, json.dumps(described))
+        os.replace(temporary, path)
+
+    def policy_content(self) -> dict[str, Any]:
+        """Return nothing: the policy of this learner is its zip file."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimiser and counters."""
+        return {"parameters": self.model.get_parameters(), "env_steps": self.env_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore weights, optimiser and counters, and begin new episodes."""
+        self.start()
+        self.model.set_parameters(state["parameters"], device="cpu")
+        self.model.num_timesteps = int(state["env_steps"])
+        logging.getLogger(__name__).info("new episodes begin at step %d", self.env_steps)
+
+
+class Sb3Controller:
+    """Decides with a stable-baselines3 model that sees the whole network."""
+
+    observes = "network"
+
+    def __init__(
+        self,
+        model: Any,
+        actions: FlatActions,
+        physics: Physics,
+        *,
+        name: str = "sb3_ppo",
+        deterministic: bool = True,
+    ) -> None:
+        """Take over a model; `actions` reads its flat actions."""
+        self.name = name
+        self.model = model
+        self.actions = actions
+        self.physics = physics
+        self.deterministic = deterministic
+        self._generator = torch.Generator()
+
+    def reset(self, mask: Tensor, generator: torch.Generator) -> None:
+        """Take the generator of the closed forms; a policy remembers nothing else."""
+        self._generator = generator
+
+    def decide(self, state: NetworkState) -> Decision:
+        """Observe, choose, complete.
+
+        Raises:
+            UserError: if the network has other sizes than the one that the model was trained on.
+        """
+        from envs.flat import flatten_network
+
+        given = (state.num_devices, state.num_servers)
+        trained = (self.actions.num_devices, self.actions.num_servers)
+        if given != trained:
+            raise UserError(
+                f"policy '{self.name}' was trained with {trained[0]} devices and {trained[1]} "
+                f"servers, the network has {given[0]} and {given[1]}; use a mappo policy, which "
+                "takes any number, or train this one again"
+            )
+        flat = flatten_network(observe(state, self.physics)).numpy()
+        values, _ = self.model.predict(flat, deterministic=self.deterministic)
+        action = self.actions.to_action(values)
+        return to_decision(action, state, self.actions.control, self.physics, self._generator)
+
+    def observe(self, outcome: SlotOutcome) -> None:
+        """Ignore the outcome."""
+
+
+def load_sb3_policy(
+    path: Path, physics: Physics, *, name: str | None = None, deterministic: bool = True
+) -> Sb3Controller:
+    """Load a stable-baselines3 policy as a controller.
+
+    stable-baselines3's own loader unpickles parts of the file; load only files that you trust.
+
+    Raises:
+        UserError: for a missing or foreign file or another observation schema.
+    """
+    from stable_baselines3 import PPO
+
+    from envs.flat import FlatActions
+
+    if not path.is_file():
+        raise UserError(f"policy file '{path}' does not exist; give a file that `uara train` wrote")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            described = json.loads(archive.read(_MEMBER))
+        control = ControlConfig.model_validate(described["control"])
+        actions = FlatActions(
+            control,
+            int(described["num_devices"]),
+            int(described["num_servers"]),
+            int(described["max_draft_length"]),
+            "discrete",
+            int(described["levels"]),
+        )
+    except (zipfile.BadZipFile, KeyError, ValueError, ValidationError) as error:
+        raise UserError(
+            f"'{path}' is no policy of this program ({type(error).__name__}); give a file that "
+            "`uara train` wrote"
+        ) from error
+    if described["schema"] != schema().to_dict():
+        raise UserError(
+            f"'{path}' was trained on another observation schema than version "
+            f"{schema().version} of this program; train the policy again"
+        )
+    model = PPO.load(path, device="cpu")
+    return Sb3Controller(
+        model, actions, physics, name=name or "sb3_ppo", deterministic=deterministic
+    )
