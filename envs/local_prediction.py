@@ -20,6 +20,7 @@ from uara.radio.link import spectral_efficiency
 from uara.serving.modes import MODES, RoundParts, ServingMode
 
 ASSUMED_DRAFT_LENGTH = 4
+PRESENCE_WHEN_DRAFTING = 0.5  # share of time that another request sits in a forward pass
 ASSUMED_RESIDUAL_SHARE = 0.5  # mean of uara.serving.batching.residual_share over think times
 
 
@@ -86,33 +87,35 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     efficiency, uplink_bps, downlink_bps = _rates(state, others, physics)
     context = state.context_tokens.unsqueeze(-1)
     held = state.kv_tokens.unsqueeze(-1) * serves
+
+    presence = PRESENCE_WHEN_DRAFTING if mode.drafts else 1.0
+    idle = (1 - presence) ** others * (state.foreign_rows <= 0)[:, None, :]
+    tokens_read = context + presence * (load.held_tokens[:, None, :] - held)
+    verify_s = _forward_s(state, others * presence, tokens_read, assumed_draft_length(physics))
+    tpot_s = _tpot_s(state, verify_s, 1 - idle, (uplink_bps, downlink_bps), mode, physics)
+    decode_s = state.expected_remaining_tokens.unsqueeze(-1) * tpot_s
+    if not mode.uses_server:
+        nothing = torch.zeros_like(decode_s)
+        return LocalPrediction(efficiency, held, nothing, nothing, tpot_s, decode_s, nothing)
+
+    upload_s = state.upload_bits.unsqueeze(-1) / uplink_bps
     lacking = (context - held).clamp_min(0)
-    if mode.uses_server:
-        upload_s = state.upload_bits.unsqueeze(-1) / uplink_bps
-    else:
-        upload_s, lacking = torch.zeros_like(uplink_bps), torch.zeros_like(lacking)
-
-    presence = 0.5 if mode.drafts else 1.0
-    other_held = load.held_tokens[:, None, :] - held
-    tpot_s = _tpot_s(state, others, other_held, presence, mode, (uplink_bps, downlink_bps), physics)
-
     per_token_s = state.forward_per_token_s[:, None, :]
     chunk = float(physics.config.batching.prefill_chunk_tokens)
-    is_busy = _share_busy(others + 1, presence, state)
-    seconds_per_token = per_token_s + is_busy * state.forward_fixed_s[:, None, :] / chunk
+    busy = 1 - idle * (1 - presence)
+    seconds_per_token = per_token_s + busy * state.forward_fixed_s[:, None, :] / chunk
     backlog = load.backlog_tokens[:, None, :] - lacking * serves
     # First come, first served in an unknown order: on average half of the others go first.
-    needs_prefill = (lacking > 0).to(serves.dtype)
-    prefill_s = needs_prefill * (lacking + 0.5 * backlog) * seconds_per_token
-    interference_s = (1 - 0.5 * needs_prefill) * backlog * per_token_s
-    remaining = state.expected_remaining_tokens.unsqueeze(-1)
+    half = 0.5 * (lacking > 0)
+    prefill_s = (lacking + half * backlog) * seconds_per_token
+    interference_s = (1 - half) * backlog * per_token_s
     return LocalPrediction(
         spectral_efficiency=efficiency,
         held_tokens=held,
         upload_s=upload_s,
         prefill_s=prefill_s,
         tpot_s=tpot_s,
-        remaining_s=upload_s + prefill_s + interference_s + remaining * tpot_s,
+        remaining_s=upload_s + prefill_s + interference_s + decode_s,
         inflicted_s=others * lacking * per_token_s,
     )
 
@@ -134,47 +137,36 @@ def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tenso
     )
 
 
-def _share_busy(participants: Tensor, presence: float, state: NetworkState) -> Tensor:
-    """Compute the probability that one of the participants is in a forward pass, (B, M, E)."""
-    busy = 1 - (1 - presence) ** participants
-    return torch.where((state.foreign_rows > 0)[:, None, :], 1.0, busy)
+def _forward_s(
+    state: NetworkState, other_rows: Tensor, tokens_read: Tensor, draft_length: int
+) -> Tensor:
+    """Compute the time of a forward pass that carries the request, (B, M, E)."""
+    row_s = state.forward_per_row_s + (draft_length + 1) * state.forward_per_token_s
+    foreign_s = state.foreign_rows * (state.forward_per_row_s + state.forward_per_token_s)
+    alone_s = state.forward_fixed_s + foreign_s + row_s
+    per_context_s = state.forward_per_context_s[:, None, :]
+    return alone_s[:, None, :] + other_rows * row_s[:, None, :] + tokens_read * per_context_s
 
 
 def _tpot_s(
     state: NetworkState,
-    others: Tensor,
-    other_held: Tensor,
-    presence: float,
-    mode: ServingMode,
+    verify_s: Tensor,
+    busy: Tensor,
     rates_bps: tuple[Tensor, Tensor],
+    mode: ServingMode,
     physics: Physics,
 ) -> Tensor:
-    """Compute seconds per token on each server, (B, M, E)."""
-    gamma = assumed_draft_length(physics)
+    """Compute seconds per token, (B, M, E); `busy` is the probability of a pass in progress."""
+    gamma, codec = assumed_draft_length(physics), physics.codec
     length = torch.tensor(float(gamma))
-    codec = physics.codec
-    row_s = state.forward_per_row_s + (gamma + 1) * state.forward_per_token_s
-    foreign_s = state.foreign_rows * (state.forward_per_row_s + state.forward_per_token_s)
-    per_context_s = state.forward_per_context_s[:, None, :]
-    tokens_read = state.context_tokens.unsqueeze(-1) + presence * other_held
-    verify_s = (
-        (state.forward_fixed_s + foreign_s + row_s)[:, None, :]
-        + presence * others * row_s[:, None, :]
-        + tokens_read * per_context_s
-    )
     uplink_bps, downlink_bps = rates_bps
-    nothing = torch.zeros_like(verify_s)
-    draft_s = nothing + gamma * state.draft_time_s.unsqueeze(-1)
+    uplink_s = downlink_s = wait_s = torch.zeros(())
     if gamma > 0 and mode.uses_server:
         verdict_bits = codec.verdict_bits(length, state.acceptance).unsqueeze(-1)
-        uplink_s, downlink_s = (
-            codec.draft_bits(float(gamma)) / uplink_bps,
-            verdict_bits / downlink_bps,
-        )
-        wait_s = ASSUMED_RESIDUAL_SHARE * _share_busy(others, presence, state) * verify_s
-    else:
-        uplink_s, downlink_s, wait_s = nothing, nothing, nothing
-    rtt_s = state.rtt_s[:, None, :].expand_as(verify_s)
+        uplink_s = codec.draft_bits(float(gamma)) / uplink_bps
+        downlink_s = verdict_bits / downlink_bps
+        wait_s = ASSUMED_RESIDUAL_SHARE * busy * verify_s
+    draft_s, rtt_s = gamma * state.draft_time_s.unsqueeze(-1), state.rtt_s[:, None, :]
     parts = RoundParts(draft_s, uplink_s, wait_s, verify_s, downlink_s, rtt_s)
     tokens = mode.expected_tokens(state.acceptance, length).unsqueeze(-1)
-    return mode.round_time_s(parts) / tokens
+    return (mode.round_time_s(parts) / tokens).expand_as(verify_s)

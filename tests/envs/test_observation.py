@@ -147,16 +147,19 @@ def alone(state: NetworkState) -> NetworkState:
     )
 
 
+@pytest.mark.parametrize("mode", ["sd", "server_ar", "device_only"])
 def test_local_times_of_a_device_that_is_alone_are_those_of_the_network(
-    state: NetworkState,
+    state: NetworkState, mode: str
 ) -> None:
+    physics = Physics.of(PhysicsConfig(mode=mode))
     lonely = alone(state)
     who = lonely.has_request
-    local = predict_locally(lonely, server_load(lonely), PHYSICS)
-    allocator = Allocator(AllocationConfig(bandwidth="equal", draft_length=4), PHYSICS)
+    local = predict_locally(lonely, server_load(lonely), physics)
+    length = 0 if mode == "server_ar" else 4
+    allocator = Allocator(AllocationConfig(bandwidth="equal", draft_length=length), physics)
     for e in range(3):
         server = torch.full_like(lonely.phase, e)
-        plan = predict(lonely, allocator.quick(lonely, server), PHYSICS, "request")
+        plan = predict(lonely, allocator.quick(lonely, server), physics, "request")
         torch.testing.assert_close(local.upload_s[..., e][who], plan.upload_s[who])
         torch.testing.assert_close(local.tpot_s[..., e][who], plan.tpot_s[who])
         ratio = local.remaining_s[..., e][who] / plan.remaining_s[who]
