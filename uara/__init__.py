@@ -1,4 +1,4 @@
-"""The world of speculative decoding over a radio network: radio, serving, control, time, real runs."""
+"""Speculative decoding over a radio network: radio, serving, control, world, real runs."""
 
 from uara.shadowing import check_packages
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"; the command line prints it and exits with 2."""
+"""The one exception that means "the user can mend this"; the command line exits with 2 on it."""
 
 from __future__ import annotations
 

@@ -68,8 +68,9 @@ class Physics:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Latency parts of a decision, (B, M) unless said otherwise; for devices without a request, what
-    one would meet.
+    """Latency parts of a decision, (B, M) unless said otherwise.
+
+    For a device without a request they are what one would meet.
     """
 
     uplink_bps: Tensor
@@ -133,6 +134,29 @@ def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics)
     )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What each request asks of device, link and server under a decision, (B, M) each."""
+
+    mode: Tensor
+    is_local: Tensor  # bool
+    handover: Tensor  # bool
+    prefill_tokens: Tensor
+    gamma: Tensor
+    draft_bits: Tensor
+    verdict_bits: Tensor
+    own_s: Tensor  # time that its rows and tokens add to a forward pass
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """Prefill waiting at the servers."""
+
+    backlog: Tensor  # (B, M) own tokens in the queue
+    tokens: Tensor  # (B, E)
+    requests: Tensor  # (B, E)
+
+
 def predict(
     state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
 ) -> Prediction:
@@ -146,98 +170,45 @@ def predict(
             progress lengthen the passes. "request" for completion times: every request on a server
             loads its batches, and prefills cost everybody on the server their own time.
     """
-    config, server = physics.config, decision.server
-    dtype = state.gain.dtype
-    has_request = state.has_request.to(dtype)
+    server = decision.server
     uplink_bps = uplink_rate_bps(state, decision, physics)
     downlink_bps = downlink_rate_bps(state, decision, physics)
+    work = _work(state, decision, physics)
 
-    mode = effective_mode(state, decision, physics)
-    is_ar = mode == MODE_INDEX["server_ar"]
-    is_local = mode == MODE_INDEX["device_only"]
-    moved = (server != state.server) & state.has_request & ~is_local
-    cached = torch.where(moved, 0.0, state.kv_tokens)
-    prefill_tokens = torch.where(is_local, 0.0, (state.context_tokens - cached).clamp_min(0))
-    handover = moved & (state.kv_tokens > 0)
-
-    gamma = torch.where(is_ar, 0, decision.draft_length).to(dtype)
-    draft_bits = torch.where(is_ar | is_local, 0.0, physics.codec.draft_bits(gamma))
-    verdict_bits = torch.where(
-        is_ar,
-        physics.codec.token_bits(),
-        torch.where(is_local, 0.0, physics.codec.verdict_bits(gamma, state.acceptance)),
-    )
-    draft_s = gamma * state.draft_time_s
-    draft_uplink_s = draft_bits / uplink_bps
-    downlink_s = torch.where(is_local, 0.0, verdict_bits / downlink_bps)
+    draft_s = work.gamma * state.draft_time_s
+    draft_uplink_s = work.draft_bits / uplink_bps
+    downlink_s = torch.where(work.is_local, 0.0, work.verdict_bits / downlink_bps)
     rtt_s = state.rtt_s.gather(1, server)
-    think_s = torch.where(is_ar, 0.0, draft_s + draft_uplink_s + downlink_s + rtt_s)
+    think_s = torch.where(work.draft_bits > 0, draft_s + draft_uplink_s + downlink_s + rtt_s, 0.0)
 
-    per_token_s = state.forward_per_token_s.gather(1, server)
-    own_s = (
-        state.forward_per_row_s.gather(1, server)
-        + (gamma + 1) * per_token_s
-        + state.context_tokens * state.forward_per_context_s.gather(1, server)
-    )
-    is_uploading = state.upload_bits > 0
-    on_server = has_request * (~is_local).to(dtype)
-    if horizon == "slot":
-        decodes = on_server * ((prefill_tokens <= 0) & ~is_uploading).to(dtype)
-        backlog = on_server * torch.where(is_uploading, 0.0, prefill_tokens)
-    else:
-        decodes = on_server
-        backlog = on_server * prefill_tokens
-    queue = sum_by_server(
-        torch.stack((backlog, (backlog > 0).to(dtype))),
-        server.expand(2, *server.shape),
-        state.num_servers,
-    )
-    backlog_tokens = queue[0] + state.foreign_prefill_tokens
-    prefilling = queue[1] + (state.foreign_prefill_tokens > 0).to(dtype)
-    chunk = float(config.batching.prefill_chunk_tokens)
+    queue, decodes = _queue(state, server, work, horizon)
     base_s = state.forward_fixed_s
+    chunk = physics.config.batching.prefill_chunk_tokens
     if horizon == "slot":
-        base_s = base_s + (prefilling > 0).to(dtype) * chunk * state.forward_per_token_s
+        base_s = base_s + (queue.requests > 0) * (chunk * state.forward_per_token_s)
     batch = solve_batching(
         think_s,
-        own_s,
+        work.own_s,
         decodes,
         server,
         base_s,
         state.foreign_rows,
         state.forward_per_row_s + state.forward_per_token_s,
-        config.batching,
+        physics.config.batching,
     )
-
-    # A chunk of prefill rides on a decoding pass when there is one, and else runs by itself.
-    chunk_s = chunk * state.forward_per_token_s + batch.busy * state.forward_fixed_s
-    tokens_per_s = (chunk / chunk_s).gather(1, server)
-    is_queued = (backlog > 0).to(dtype)
-    if horizon == "slot":
-        others = prefilling.gather(1, server) - is_queued
-        prefill_tokens_per_s = tokens_per_s / (others + 1)
-        prefill_s = prefill_tokens / prefill_tokens_per_s
-        interference_s = torch.zeros_like(prefill_s)
-    else:
-        # First come, first served in an unknown order: on average half of the others go first.
-        others = backlog_tokens.gather(1, server) - backlog
-        prefill_tokens_per_s = tokens_per_s
-        prefill_s = torch.where(
-            prefill_tokens > 0, (prefill_tokens + 0.5 * others) / tokens_per_s, 0.0
-        )
-        interference_s = (
-            on_server * torch.where(prefill_tokens > 0, 0.5, 1.0) * others * per_token_s
-        )
-
+    prefill_tokens_per_s, prefill_s, interference_s = _prefill(
+        state, server, work, queue, batch.busy, chunk, horizon
+    )
     parts = RoundParts(draft_s, draft_uplink_s, batch.wait_s, batch.verify_s, downlink_s, rtt_s)
-    round_s, tokens = _by_mode(mode, parts, state.acceptance, gamma)
+    round_s, tokens = _by_mode(work.mode, parts, state.acceptance, work.gamma)
     tpot_s = round_s / tokens
-    upload_s = torch.where(is_local, 0.0, state.upload_bits / uplink_bps)
+    upload_s = torch.where(work.is_local, 0.0, state.upload_bits / uplink_bps)
+    decode_s = state.expected_remaining_tokens * tpot_s
     return Prediction(
         uplink_bps=uplink_bps,
         downlink_bps=downlink_bps,
         upload_s=upload_s,
-        prefill_tokens=prefill_tokens,
+        prefill_tokens=work.prefill_tokens,
         prefill_tokens_per_s=prefill_tokens_per_s,
         prefill_s=prefill_s,
         draft_s=draft_s,
@@ -249,16 +220,91 @@ def predict(
         tokens_per_round=tokens,
         tpot_s=tpot_s,
         interference_s=interference_s,
-        remaining_s=upload_s
-        + prefill_s
-        + interference_s
-        + state.expected_remaining_tokens * tpot_s,
-        draft_bits=draft_bits,
-        verdict_bits=verdict_bits,
-        handover=handover,
+        remaining_s=upload_s + prefill_s + interference_s + decode_s,
+        draft_bits=work.draft_bits,
+        verdict_bits=work.verdict_bits,
+        handover=work.handover,
         server_busy=batch.busy,
-        is_device_only=is_local,
+        is_device_only=work.is_local,
     )
+
+
+def _work(state: NetworkState, decision: Decision, physics: Physics) -> _Work:
+    """Resolve modes, caches and payloads."""
+    server = decision.server
+    mode = effective_mode(state, decision, physics)
+    is_ar = mode == MODE_INDEX["server_ar"]
+    is_local = mode == MODE_INDEX["device_only"]
+    moved = (server != state.server) & state.has_request & ~is_local
+    cached = torch.where(moved, 0.0, state.kv_tokens)
+    missing = (state.context_tokens - cached).clamp_min(0)
+    gamma = torch.where(is_ar, 0, decision.draft_length).to(state.gain.dtype)
+    verdict_bits = torch.where(
+        is_ar, physics.codec.token_bits(), physics.codec.verdict_bits(gamma, state.acceptance)
+    )
+    per_token_s = state.forward_per_token_s.gather(1, server)
+    per_context_s = state.forward_per_context_s.gather(1, server)
+    return _Work(
+        mode=mode,
+        is_local=is_local,
+        handover=moved & (state.kv_tokens > 0),
+        prefill_tokens=torch.where(is_local, 0.0, missing),
+        gamma=gamma,
+        draft_bits=torch.where(is_ar | is_local, 0.0, physics.codec.draft_bits(gamma)),
+        verdict_bits=torch.where(is_local, 0.0, verdict_bits),
+        own_s=state.forward_per_row_s.gather(1, server)
+        + (gamma + 1) * per_token_s
+        + state.context_tokens * per_context_s,
+    )
+
+
+def _queue(
+    state: NetworkState, server: Tensor, work: _Work, horizon: Horizon
+) -> tuple[_Queue, Tensor]:
+    """Find who loads the servers: the prefill queue, and who takes part in batches (B, M)."""
+    dtype = state.gain.dtype
+    on_server = (state.has_request & ~work.is_local).to(dtype)
+    if horizon == "slot":
+        is_sent = state.upload_bits <= 0
+        decodes = on_server * (is_sent & (work.prefill_tokens <= 0))
+        backlog = on_server * is_sent * work.prefill_tokens
+    else:
+        decodes = on_server
+        backlog = on_server * work.prefill_tokens
+    sums = sum_by_server(
+        torch.stack((backlog, (backlog > 0).to(dtype))),
+        server.expand(2, *server.shape),
+        state.num_servers,
+    )
+    foreign = state.foreign_prefill_tokens
+    return _Queue(backlog, sums[0] + foreign, sums[1] + (foreign > 0)), decodes
+
+
+def _prefill(
+    state: NetworkState,
+    server: Tensor,
+    work: _Work,
+    queue: _Queue,
+    busy: Tensor,
+    chunk: int,
+    horizon: Horizon,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute prefill rate, prefill time and decoding time lost to others' prefill, (B, M) each.
+
+    A chunk rides on a decoding pass when there is one, and else runs by itself.
+    """
+    chunk_s = chunk * state.forward_per_token_s + busy * state.forward_fixed_s
+    rate = (chunk / chunk_s).gather(1, server)
+    need = work.prefill_tokens
+    if horizon == "slot":
+        others = queue.requests.gather(1, server) - (queue.backlog > 0).to(rate.dtype)
+        rate = rate / (others + 1)
+        return rate, need / rate, torch.zeros_like(rate)
+    # First come, first served in an unknown order: on average half of the others go first.
+    ahead = queue.tokens.gather(1, server) - queue.backlog
+    prefill_s = torch.where(need > 0, (need + 0.5 * ahead) / rate, 0.0)
+    lost_s = torch.where(need > 0, 0.5, 1.0) * ahead * state.forward_per_token_s.gather(1, server)
+    return rate, prefill_s, torch.where(work.is_local, 0.0, lost_s)
 
 
 def _by_mode(

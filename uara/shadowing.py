@@ -24,6 +24,6 @@ def check_packages(root: Path | None = None) -> None:
         found = Path(origin).resolve().parent if origin else None
         if found != root / name:
             raise ImportError(
-                f"the package '{name}' is found at {found}, but uara needs its own at {root / name}: "
-                "uninstall or rename the other one, or put uara's folder first on the Python path"
+                f"the package '{name}' is found at {found}, but uara needs its own at "
+                f"{root / name}: uninstall or rename the other one, or put uara's folder first on the Python path"
             )

@@ -1,1 +1,1 @@
-"""Controllers that do not learn: association, bandwidth, power and draft length, freely combined."""
+"""Controllers that do not learn: association, bandwidth, power, draft length, combined freely."""

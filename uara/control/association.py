@@ -2,8 +2,8 @@
 
 Shape legend: B networks, M devices, E servers.
 
-The simple rules choose when a request starts and keep the server while it lives, since a change costs
-a prefill; `greedy_latency` weighs that cost and may change. Ties go to the lowest index.
+The simple rules choose when a request starts and keep the server while it lives, since a change
+costs a prefill; `greedy_latency` weighs that cost and may change. Ties go to the lowest index.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def random(state: NetworkState, allocator: Allocator, generator: torch.Generator
 
 
 def max_sinr(state: NetworkState, allocator: Allocator, generator: torch.Generator) -> Tensor:
-    """Choose the strongest server; with a band of its own per server the SINR orders as the gain."""
+    """Choose the strongest server: where each has a band of its own, SINR orders as gain does."""
     return keep_or(state, best_in_reach(state.gain, state))
 
 
@@ -71,10 +71,10 @@ def greedy_latency(state: NetworkState, allocator: Allocator, generator: torch.G
     """Place one request after the other where the predicted total E2E of all placed ones is least.
 
     New requests come first, in the order of their best gain; then every running request is offered
-    a move, whose prefill (its own and the one it inflicts on others) the prediction counts. Requests
+    a move, whose prefill (its own, and the time it costs others) the prediction counts. Requests
     that wait behind one at its device wait as long as it does, and so weigh in.
     """
-    num, devices, servers = state.gain.shape
+    num, servers = state.num_networks, state.num_servers
     server = keep_or(state, best_in_reach(state.gain, state))
     is_new = state.has_request & (state.server < 0)
     best_gain = state.gain.amax(-1)

@@ -21,11 +21,10 @@ from uara.decoding.session import Session, Stage
 from uara.errors import UserError
 from uara.network import Controller, Decision, NetworkState, Phase
 from uara.prediction import Physics, downlink_rate_bps, effective_mode, uplink_rate_bps
-from uara.radio.link import dbm_to_w
 from uara.serving.hardware import get_phone, get_rack
 from uara.serving.modes import MODE_INDEX
+from uara.world.config import WorldConfig, network_constants, reachable
 from uara.world.requests import AnswerLengths
-from uara.world.world import WorldConfig
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ class ControllerPlanner:
         self._acceptance_mean = acceptance_mean
         self._lengths = AnswerLengths.of(world.requests)
         self._meter = OutcomeMeter(world, physics.config.amplifier_efficiency)
-        self._constants = _constants(world, gains.gain.shape[1])
+        self._constants = network_constants(world, 1, gains.gain.shape[1])
+        del self._constants["kv_capacity_tokens"]  # the batcher knows what is free
         self.decisions: list[Decision] = []
         controller.reset(torch.ones(1, dtype=torch.bool), generator)
 
@@ -125,7 +125,7 @@ class ControllerPlanner:
         return NetworkState(
             time_s=torch.tensor([now]),
             gain=gain,
-            reachable=self._reachable(gain),
+            reachable=reachable(gain, self._world.reach_gain_db),
             phase=columns["phase"].long(),
             task=task,
             expected_remaining_tokens=remaining,
@@ -174,15 +174,6 @@ class ControllerPlanner:
         row["phase"] = int(Phase.PREFILLING if is_reading else Phase.DECODING)
         return row
 
-    def _reachable(self, gain: Tensor) -> Tensor:
-        """Find servers within reach, (1, M, E) bool; the strongest always is."""
-        noise = self._physics.config.link.uplink_noise_w_per_hz
-        band = self._constants["uplink_bandwidth_hz"][:, None, :]
-        power = self._constants["power_max_w"][:, :, None]
-        snr = gain * power / (noise * band)
-        threshold = 10 ** (self._world.reach_snr_db / 10)
-        return (snr >= threshold) | (gain >= gain.amax(-1, keepdim=True))
-
 
 _DEVICE_COLUMNS = (
     "phase",
@@ -217,28 +208,6 @@ def _server_row(node: ServerNode) -> dict[str, float]:
         "foreign_rows": batcher.foreign_rows,
         "foreign_prefill_tokens": batcher.foreign_prefill_tokens,
     }
-
-
-def _constants(world: WorldConfig, num_devices: int) -> dict[str, Tensor]:
-    """Collect what never changes: machines and budgets, (1, M) and (1, E)."""
-    phones = [get_phone(world.devices[i % len(world.devices)]) for i in range(num_devices)]
-    racks = [get_rack(name) for name in world.servers]
-    e = len(racks)
-    values = {
-        "draft_time_s": [phone.draft_time_s for phone in phones],
-        "draft_power_w": [phone.draft_power_w for phone in phones],
-        "power_max_w": [dbm_to_w(world.power_max_dbm)] * num_devices,
-        "forward_fixed_s": [rack.forward.fixed_s for rack in racks],
-        "forward_per_row_s": [rack.forward.per_row_s for rack in racks],
-        "forward_per_token_s": [rack.forward.per_token_s for rack in racks],
-        "forward_per_context_s": [rack.forward.per_context_s for rack in racks],
-        "server_power_w": [rack.power_w for rack in racks],
-        "uplink_bandwidth_hz": [world.bandwidth_hz / e] * e,
-        "downlink_bandwidth_hz": [world.downlink_bandwidth_hz / e] * e,
-        "downlink_power_w": [dbm_to_w(world.server_power_dbm)] * e,
-        "rtt_s": [world.rtt_s] * e,
-    }
-    return {name: torch.tensor([row]) for name, row in values.items()}
 
 
 def to_plan(state: NetworkState, decision: Decision, physics: Physics) -> SlotPlan:

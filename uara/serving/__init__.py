@@ -1,1 +1,1 @@
-"""From bits per second to seconds per token: machines, payloads, acceptance, modes, batching, energy."""
+"""From bits per second to seconds per token: machines, payloads, acceptance, modes, batching."""

@@ -56,8 +56,8 @@ def residual_share(think_s: Tensor, forward_s: Tensor) -> Tensor:
     """Compute which share of a forward pass a returning device waits on a server that never rests.
 
     A device that left at the end of a pass and thinks for Z finds ceil(Z / S) passes of length S
-    over it, and so waits ceil(Z / S) S - Z. Passes and think times jitter; averaged over a window of
-    half a pass, the saw-tooth becomes the triangle wave between 1/4 and 3/4 that is returned here.
+    over it, and so waits ceil(Z / S) S - Z. Passes and think times jitter; averaged over a window
+    of half a pass, the saw-tooth becomes the triangle wave between 1/4 and 3/4 returned here.
     """
     phase = torch.frac(think_s / forward_s + 0.75)
     return 0.25 + (phase - 0.5).abs()
@@ -81,7 +81,7 @@ def solve_batching(
     A device that does not participate gets the times it would meet if it did.
 
     Args:
-        think_s: (B, M) from the end of a pass to the arrival of the next input; 0 for plain decoding.
+        think_s: (B, M) from the end of a pass to the next input; 0 for plain decoding.
         own_s: (B, M) time that the device's rows and tokens add to a pass.
         participates: (B, M) 1 or 0.
         server: (B, M) long.

@@ -62,10 +62,10 @@ class Phone:
     source: str
 
 
-# A 70B-class target (Llama-2-70B shape) in fp16: 140 GB of weights split by layers over four GPUs, so
-# that one GPU after the other reads its quarter; chunked prefill keeps all four busy at 40 % of
-# their dense fp16 peak; 2 x 70e9 = 140 GFLOP per token. KV cache: 80 layers x 8 heads x 128 x 2 (K, V)
-# x 2 B = 327,680 B per token, read by the GPU that holds the layer.
+# A 70B-class target (Llama-2-70B shape) in fp16: 140 GB of weights split by layers over four GPUs,
+# so that one GPU after the other reads its quarter; chunked prefill keeps all four busy at 40 % of
+# their dense fp16 peak; 2 x 70e9 = 140 GFLOP per token. KV cache: 80 layers x 8 heads x 128
+# x 2 (K, V) x 2 B = 327,680 B per token, read by the GPU that holds the layer.
 TARGET_WEIGHT_BYTES = 140e9
 TARGET_FLOP_PER_TOKEN = 140e9
 KV_BYTES_PER_TOKEN = 80 * 8 * 128 * 2 * 2
@@ -137,11 +137,19 @@ RACKS: dict[str, Rack] = {
             board_power_w=300.0,
             source="NVIDIA RTX A6000 data sheet: 0.768 TB/s, 155 TFLOP/s fp16, 300 W; 4 x 48 GB",
         ),
+        _rack(
+            "4xA40",
+            memory_bytes_per_s=0.696e12,
+            peak_flop_per_s=149.7e12,
+            kv_memory_bytes=52e9,
+            board_power_w=300.0,
+            source="NVIDIA A40 data sheet: 0.696 TB/s, 149.7 TFLOP/s fp16, 300 W; 4 x 48 GB",
+        ),
     )
 }
 
-# A 1.24B-parameter draft (Llama-3.2-1B shape) in int8: 1.24 GB read per token at 90 % of the memory bandwidth of
-# the phone's chip. 4 W is a phone's sustained package power, above which it throttles.
+# A 1.24B-parameter draft (Llama-3.2-1B shape) in int8: 1.24 GB read per token at 90 % of the
+# memory bandwidth of the phone's chip. 4 W is a phone's sustained package power, above which it throttles.
 DRAFT_WEIGHT_BYTES = 1.24e9
 DRAFT_BANDWIDTH_UTILISATION = 0.9
 PHONE_PACKAGE_POWER_W = 4.0

@@ -1,4 +1,4 @@
-"""Requests: task types, Poisson arrivals, lengths, acceptance; drawn per episode from keyed streams.
+"""Requests: task types, arrivals, lengths, acceptance; drawn per episode from keyed streams.
 
 Shape legend: B networks, M devices, R requests of a device in an episode, T slots.
 """
@@ -199,7 +199,7 @@ class AnswerLengths:
     def expected_remaining_tokens(self, tokens_so_far: Tensor, task: Tensor) -> Tensor:
         """Compute the mean number of tokens still to come, given that the answer is not finished.
 
-        With L = min + X, X exponential of mean m cut at h = max - min, and y tokens past the minimum:
+        With L = min + X, X exponential of mean m cut at h = max - min, y tokens past the minimum:
         E[L - t | L > t] = min - t + m (1 - exp(-h / m)) before the minimum and
         m (1 - exp(-(h - y) / m)) after it (the exponential has no memory).
 

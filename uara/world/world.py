@@ -8,54 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from uara.errors import UserError
 from uara.network import Decision, NetworkState, Phase, SlotOutcome
 from uara.prediction import Physics, Prediction, predict
 from uara.radio.bank import ChannelBank
-from uara.radio.link import dbm_to_w
+from uara.radio.replay import filtered_gain, walk
 from uara.serving.acceptance import AcceptanceTable
 from uara.serving.batching import sum_by_server
-from uara.serving.hardware import get_phone, get_rack
-from uara.world.requests import AnswerLengths, RequestConfig, RequestTable, draw_requests
-
-
-class WorldConfig(BaseModel):
-    """Who is there, with which budgets, and what they ask for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    servers: tuple[str, ...] = Field(
-        ("4xA100-40GB", "4xL40S", "4xRTXA6000"), min_length=1, description="rack of each server"
-    )
-    devices: tuple[str, ...] = Field(
-        ("snapdragon-8-gen-3", "snapdragon-8-gen-1", "snapdragon-865"),
-        min_length=1,
-        description="phones; device i is the (i mod n)-th",
-    )
-    bandwidth_hz: float = Field(
-        2e6, gt=0, description="uplink spectrum of all servers together, split equally (orthogonal)"
-    )
-    downlink_bandwidth_hz: float = Field(
-        10e6, gt=0, description="downlink spectrum of all servers together, split equally"
-    )
-    power_max_dbm: float = Field(23.0, description="device transmit power (power class 3)")
-    server_power_dbm: float = Field(33.0, description="base station transmit power (small cell)")
-    rtt_s: float = Field(0.02, ge=0, description="path beyond the radio, both ways")
-    reach_snr_db: float = Field(
-        -5.0,
-        description="a server is out of reach below this SNR at full power over its whole band",
-    )
-    slot_s: float = Field(0.5, gt=0, description="time between decisions")
-    horizon_slots: int = Field(120, gt=0, description="slots in which requests arrive")
-    drain_slots: int = Field(240, ge=0, description="most slots after the horizon in evaluation")
-    csi_delay_slots: int = Field(0, ge=0, description="age of the gains that controllers see")
-    acceptance_prior_tokens: float = Field(
-        20.0, gt=0, description="weight of the task's mean in the running acceptance estimate"
-    )
-    requests: RequestConfig = Field(RequestConfig(), description="arrivals and task mix")
+from uara.world.config import WorldConfig, network_constants, reachable
+from uara.world.requests import AnswerLengths, RequestTable, draw_requests
 
 
 @dataclass
@@ -98,14 +61,17 @@ class World:
         self.num_networks = num_networks
         self.num_devices = bank.gain_db.shape[2]
         self.num_servers = len(config.servers)
-        self.gain_bank = torch.from_numpy(bank.gain())  # (world, slot, M, E)
+        gain = bank.gain()
+        self.walk = torch.from_numpy(walk(gain.shape[1]))
+        self.gain_bank = torch.from_numpy(gain)  # (world, slot, M, E)
+        self.known_gain = filtered_gain(gain, config.slot_s, config.gain_filter_s)
         self.position_bank = torch.from_numpy(bank.position_m)
         rule = physics.codec.rule
         rates = [acceptance.of(rule, task.name) for task in config.requests.tasks]
         self.acceptance_mean = torch.tensor([rate.mean for rate in rates])
         self.acceptance_std = torch.tensor([rate.std for rate in rates])
         self.lengths = AnswerLengths.of(config.requests)
-        self._constants = self._make_constants()
+        self._constants = network_constants(config, num_networks, self.num_devices)
         shape = (num_networks, self.num_devices)
         self.world = torch.zeros(num_networks, dtype=torch.long)
         self.requests = self._draw(torch.zeros(num_networks, dtype=torch.int64))
@@ -189,20 +155,23 @@ class World:
         """Return the time since the start of each episode, (B,)."""
         return self.progress.slot * self.config.slot_s
 
-    def gain(self, delay_slots: int = 0) -> Tensor:
-        """Return the gains of the current slot (or of an earlier one), (B, M, E)."""
-        return self.gain_bank[self.world, self._bank_slot(self.progress.slot - delay_slots)]
+    def gain(self, *, true: bool) -> Tensor:
+        """Return the gains of the slot, or those that controllers know, (B, M, E)."""
+        if true:
+            return self.gain_bank[self.world, self._bank_slot()]
+        seen = (self.progress.slot - self.config.csi_delay_slots).clamp_min(0)
+        return self.known_gain[self.world, seen % len(self.walk)]
 
     def position_m(self) -> Tensor:
         """Return the devices' positions, (B, M, 2)."""
-        return self.position_bank[self.world, self._bank_slot(self.progress.slot)]
+        return self.position_bank[self.world, self._bank_slot()]
 
     def state(self, *, true: bool = False) -> NetworkState:
         """Describe the networks at the start of the slot.
 
         Args:
             true: the request's own acceptance and this slot's gain instead of the running
-                estimate and the gain of `csi_delay_slots` ago; for the world's own step.
+                estimate and the filtered gain of `csi_delay_slots` ago; for the world's own step.
         """
         now, request = self.progress, self._request()
         age_s = torch.where(now.active, self.time_s()[:, None] - request["arrival_s"], 0.0)
@@ -210,7 +179,7 @@ class World:
         prior = self.config.acceptance_prior_tokens
         estimate = (prior * self.acceptance_mean[task] + now.accepted) / (prior + now.tested)
         remaining = self.lengths.expected_remaining_tokens(now.tokens, task)
-        gain = self.gain(0 if true else self.config.csi_delay_slots)
+        gain = self.gain(true=true)
         context = request["prompt_tokens"] + now.tokens
         phase = torch.where(
             now.upload_bits > 0,
@@ -224,7 +193,7 @@ class World:
         return NetworkState(
             time_s=self.time_s(),
             gain=gain,
-            reachable=self._reachable(gain),
+            reachable=reachable(gain, self.config.reach_gain_db),
             phase=torch.where(now.active, phase, int(Phase.IDLE)),
             task=task,
             age_s=age_s.float(),
@@ -290,6 +259,22 @@ class World:
         no_more = now.slot >= self.config.horizon_slots
         drained = no_more & (now.arrived <= now.finished).all(1)
         return SlotOutcome(**{**outcome.__dict__, "drained": drained})
+
+    def offered_work_s(self, decision: Decision) -> Tensor:
+        """Compute the prefill and marginal token work of the coming slot, (B, E) seconds.
+
+        Load is judged by it and not by busy time: a server that starts a pass whenever something
+        waits is always busy.
+        """
+        state, slot_s = self.state(true=True), self.config.slot_s
+        plan = predict(state, decision, self.physics)
+        left = torch.where(state.has_request, slot_s - plan.upload_s, 0.0).clamp_min(0)
+        prefill_s = torch.minimum(plan.prefill_s, left)
+        rounds = (left - prefill_s) / plan.round_s
+        new_tokens = torch.where(plan.draft_bits > 0, decision.draft_length + 1.0, 1.0)
+        tokens = prefill_s * plan.prefill_tokens_per_s + rounds * new_tokens
+        work_s = tokens * state.forward_per_token_s.gather(1, decision.server)
+        return sum_by_server(work_s, decision.server, self.num_servers)
 
     def _advance(
         self,
@@ -404,53 +389,9 @@ class World:
             self.acceptance_std,
         )
 
-    def _bank_slot(self, slot: Tensor) -> Tensor:
-        """Map time to the bank: past its end the tracks are walked back (no jump)."""
-        last = self.gain_bank.shape[1] - 1
-        if last == 0:
-            return torch.zeros_like(slot)
-        folded = slot.clamp_min(0) % (2 * last)
-        return torch.where(folded > last, 2 * last - folded, folded)
-
-    def _reachable(self, gain: Tensor) -> Tensor:
-        """Find servers within reach, (B, M, E) bool; the strongest always is."""
-        noise = self.physics.config.link.uplink_noise_w_per_hz
-        band = self._constants["uplink_bandwidth_hz"][:, None, :]
-        power = self._constants["power_max_w"][:, :, None]
-        snr = gain * power / (noise * band)
-        return (snr >= 10 ** (self.config.reach_snr_db / 10)) | (
-            gain >= gain.amax(-1, keepdim=True)
-        )
-
-    def _make_constants(self) -> dict[str, Tensor]:
-        """Expand the constants of phones, racks and budgets to every network."""
-        config, b = self.config, self.num_networks
-        phones = [
-            get_phone(config.devices[i % len(config.devices)]) for i in range(self.num_devices)
-        ]
-        racks = [get_rack(name) for name in config.servers]
-        e = len(racks)
-
-        def rows(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32).expand(b, len(values)).contiguous()
-
-        return {
-            "draft_time_s": rows([phone.draft_time_s for phone in phones]),
-            "draft_power_w": rows([phone.draft_power_w for phone in phones]),
-            "power_max_w": rows([dbm_to_w(config.power_max_dbm)] * self.num_devices),
-            "forward_fixed_s": rows([rack.forward.fixed_s for rack in racks]),
-            "forward_per_row_s": rows([rack.forward.per_row_s for rack in racks]),
-            "forward_per_token_s": rows([rack.forward.per_token_s for rack in racks]),
-            "forward_per_context_s": rows([rack.forward.per_context_s for rack in racks]),
-            "server_power_w": rows([rack.power_w for rack in racks]),
-            "kv_capacity_tokens": rows([float(rack.kv_capacity_tokens) for rack in racks]),
-            "uplink_bandwidth_hz": rows([config.bandwidth_hz / e] * e),
-            "downlink_bandwidth_hz": rows([config.downlink_bandwidth_hz / e] * e),
-            "downlink_power_w": rows([dbm_to_w(config.server_power_dbm)] * e),
-            "rtt_s": rows([config.rtt_s] * e),
-            "foreign_rows": rows([0.0] * e),
-            "foreign_prefill_tokens": rows([0.0] * e),
-        }
+    def _bank_slot(self) -> Tensor:
+        """Map the current slot to the bank, (B,)."""
+        return self.walk[self.progress.slot % len(self.walk)]
 
 
 def _check_bank(config: WorldConfig, bank: ChannelBank) -> None:

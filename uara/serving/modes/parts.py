@@ -23,10 +23,25 @@ class RoundParts:
 class ServingMode(Protocol):
     """A way of serving a request; a new one is a file here and an entry in `MODES`."""
 
-    name: str
-    is_lossless: bool
-    uses_server: bool
-    drafts: bool
+    @property
+    def name(self) -> str:
+        """Key of the mode."""
+        ...
+
+    @property
+    def is_lossless(self) -> bool:
+        """Tell whether the answer follows the target model's law."""
+        ...
+
+    @property
+    def uses_server(self) -> bool:
+        """Tell whether rounds pass through the server."""
+        ...
+
+    @property
+    def drafts(self) -> bool:
+        """Tell whether the device drafts."""
+        ...
 
     def expected_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Compute the mean number of tokens committed in a round."""
@@ -37,5 +52,5 @@ class ServingMode(Protocol):
         ...
 
     def think_time_s(self, parts: RoundParts) -> Tensor:
-        """Compute the time from the end of a forward pass to the arrival of the next one's input."""
+        """Compute the time from the end of a forward pass to the next one's input."""
         ...

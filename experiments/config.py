@@ -1,0 +1,207 @@
+"""Tasks and experiments: composes the configs that stand beside the code they configure.
+
+A task (bank, world, physics, evaluation) is frozen and hashed; an experiment names a task, who
+controls what, and a learner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agents.mappo import MappoConfig
+from agents.sb3 import Sb3PpoConfig
+from agents.training import TrainingConfig
+from envs.action import ControlConfig
+from envs.batched import RewardConfig
+from envs.observation import ObservationConfig
+from uara.control.allocation import AllocationConfig
+from uara.errors import UserError
+from uara.prediction import PhysicsConfig
+from uara.radio.bank import BankConfig
+from uara.world.world import WorldConfig
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHIPPED_ACCEPTANCE = PROJECT / "checkpoints" / "pair" / "acceptance.json"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class EvaluationConfig(BaseModel):
+    """The frozen episodes that tables are made on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    episodes: int = Field(256, gt=0, description="episodes; episode e plays world e mod W")
+    seed: int = Field(2026, ge=0, description="key of the episodes' requests")
+    controllers: tuple[str, ...] = Field(
+        ("random", "max_sinr", "max_compute", "least_loaded", "greedy_latency"),
+        description="rows beside the policies",
+    )
+
+
+class DecodeConfig(BaseModel):
+    """The real draft/verify runs of a task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests: int = Field(24, gt=0, description="prompts decoded, text tasks in turn")
+    output_tokens: int = Field(64, gt=0, description="tokens per answer")
+    world: int = Field(0, ge=0, description="which evaluation world of the bank")
+    seed: int = Field(7, ge=0, description="key of arrivals and of sampling")
+    sampling: Literal["greedy", "maxc"] = Field(
+        "maxc", description="greedy decoding, or sampling at the pair's served temperature"
+    )
+    controllers: tuple[str, ...] = Field(
+        ("least_loaded", "greedy_latency"), description="rows beside the policy"
+    )
+
+
+class TaskConfig(BaseModel):
+    """A scenario: bank, world, physics and how it is evaluated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="name of the task")
+    bank: BankConfig = Field(BankConfig(), description="channel bank")
+    world: WorldConfig = Field(WorldConfig(), description="devices, servers, budgets, requests")
+    physics: PhysicsConfig = Field(PhysicsConfig(), description="link, codec, serving mode")
+    acceptance: str = Field(
+        "shipped", description="`shipped`, or the path of an acceptance table (JSON)"
+    )
+    allocation: AllocationConfig = Field(
+        AllocationConfig(), description="closed forms that every rule controller uses"
+    )
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="frozen episodes")
+    decode: DecodeConfig = Field(DecodeConfig(), description="real draft/verify runs")
+
+    @model_validator(mode="after")
+    def _check_agreement(self) -> TaskConfig:
+        if self.bank.num_servers != len(self.world.servers):
+            raise ValueError(
+                f"bank.num_servers is {self.bank.num_servers} but world.servers names "
+                f"{len(self.world.servers)}; make them equal"
+            )
+        if self.bank.slot_s != self.world.slot_s:
+            raise ValueError(
+                f"bank.slot_s is {self.bank.slot_s} but world.slot_s is {self.world.slot_s}; "
+                "make them equal"
+            )
+        if self.world.horizon_slots > self.bank.num_slots:
+            raise ValueError(
+                f"world.horizon_slots is {self.world.horizon_slots} but the bank has "
+                f"{self.bank.num_slots} slots; shorten the horizon or lengthen the bank"
+            )
+        return self
+
+    def config_hash(self) -> str:
+        """Hash everything that shapes the task: 16 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def acceptance_path(self) -> Path:
+        """Resolve the acceptance table."""
+        return SHIPPED_ACCEPTANCE if self.acceptance == "shipped" else Path(self.acceptance)
+
+
+class ExperimentConfig(BaseModel):
+    """A task, who controls what, and a learner."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="name of the experiment; runs are named after it")
+    task: TaskConfig = Field(description="the task, or in YAML the path of its file")
+    control: ControlConfig = Field(ControlConfig(), description="which decisions are learned")
+    observation: ObservationConfig = Field(
+        ObservationConfig(), description="what the actor may read"
+    )
+    reward: RewardConfig = Field(RewardConfig(), description="reward of a slot")
+    learner: MappoConfig | Sb3PpoConfig = Field(
+        MappoConfig(), discriminator="kind", description="the learner"
+    )
+    training: TrainingConfig = Field(TrainingConfig(), description="length and batch of training")
+    num_networks: int = Field(64, gt=0, description="networks stepped at once in training")
+    seed: int = Field(0, ge=0, description="seed of training")
+
+
+def load_task(path: Path | str, overrides: list[str] | None = None) -> TaskConfig:
+    """Read a task file and apply `k=v` overrides.
+
+    Raises:
+        UserError: for a missing file, a wrong key or a value that is not allowed.
+    """
+    return _validate(TaskConfig, _override(_read_yaml(Path(path)), overrides or []), Path(path))
+
+
+def load_experiment(path: Path | str, overrides: list[str] | None = None) -> ExperimentConfig:
+    """Read an experiment file; its `task` may be the path of a task file beside it.
+
+    Raises:
+        UserError: for a missing file, a wrong key or a value that is not allowed.
+    """
+    path = Path(path)
+    raw = _read_yaml(path)
+    if isinstance(raw.get("task"), str):
+        raw["task"] = _read_yaml(path.parent / raw["task"])
+    return _validate(ExperimentConfig, _override(raw, overrides or []), path)
+
+
+def load_any(path: Path | str, overrides: list[str] | None = None) -> TaskConfig:
+    """Read a task, given its own file or that of an experiment on it."""
+    path = Path(path)
+    if "task" in _read_yaml(path):
+        return load_experiment(path, overrides).task
+    return load_task(path, overrides)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"config {path} does not exist; `ls experiments/` shows those that do")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no mapping of options; see `uara schema`")
+    return raw
+
+
+def _override(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Apply `a.b=value` overrides to nested mappings; values are YAML."""
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"override '{text}' is not of the form key=value, e.g. seed=1")
+        *parents, last = key.split(".")
+        node = raw
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"override '{text}': '{parent}' is no group of options")
+        node[last] = yaml.safe_load(value)
+    return raw
+
+
+def _validate(model: type[Model], raw: dict[str, Any], path: Path) -> Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+
+
+def one_line(error: ValidationError) -> str:
+    """Put the first mistake of a validation into one line: where, given, allowed."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    given = first["input"]
+    shown = f" (given: {given})" if not isinstance(given, dict | list | tuple) else ""
+    if first["type"] == "extra_forbidden":
+        return f"'{where}' is no option{shown}; `uara schema` lists all options"
+    more = f"; {len(error.errors()) - 1} more" if len(error.errors()) > 1 else ""
+    return f"{where}: {first['msg']}{shown}{more}; `uara schema` explains it"
