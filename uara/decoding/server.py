@@ -208,6 +208,10 @@ def _received(state: ServerState, event: Received, now: float) -> ServerStep:
 def _open(state: ServerState, frame: Open, draft_length: int, now: float) -> ServerStep:
     if frame.vocab_size != state.vocab_size or frame.tokenizer_hash != state.tokenizer_hash:
         raise ProtocolError("draft and target have different tokenizers")
+    if frame.sid in state.sessions:
+        raise ProtocolError(f"session {frame.sid} is open already")
+    if len(frame.prompt) + frame.max_new > state.batcher.kv_capacity_tokens:
+        raise ProtocolError("the request does not fit the KV memory of the server")
     text = frame.prompt[len(frame.prompt) - frame.text_tokens :]
     if not text:
         raise ProtocolError("a request needs at least one text token")
