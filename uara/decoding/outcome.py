@@ -14,7 +14,7 @@ from uara.decoding.kernel import VirtualKernel
 from uara.decoding.records import RequestRecord
 from uara.network import Decision, SlotOutcome
 from uara.serving.hardware import get_phone, get_rack
-from uara.world.world import WorldConfig
+from uara.world.config import WorldConfig
 
 
 @dataclass

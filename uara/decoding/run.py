@@ -29,7 +29,7 @@ from uara.network import Controller
 from uara.prediction import Physics
 from uara.serving.acceptance import AcceptanceTable
 from uara.serving.payload import DEFAULT_TAIL_DRAWS
-from uara.world.world import WorldConfig
+from uara.world.config import WorldConfig
 
 RULE_CODES = {
     "ids": RuleCode.IDS,
@@ -45,7 +45,7 @@ class DecodingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(
-        0.7, gt=0, description="of both models; the codec `ids` takes the most likely token instead"
+        0.7, ge=0, description="of both models; 0, or the codec `ids`, takes the most likely token"
     )
     sample_top_k: int = Field(0, ge=0, description="keep the K most likely tokens; 0 keeps all")
     sample_top_p: float = Field(1.0, gt=0, le=1, description="keep this mass of likely tokens")
@@ -143,7 +143,7 @@ def run_decoding(
             f"the gains have {gains.gain.shape[2]} servers but the world names {len(profiles)}; "
             "give a bank of this world"
         )
-    rule = physics.codec.rule
+    rule = "greedy" if config.temperature == 0 else physics.codec.rule
     means = [acceptance.of(rule, task.name).mean for task in world.requests.tasks]
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "controller") >> 1)
     planner = ControllerPlanner(controller, gains, world, physics, torch.tensor(means), generator)
@@ -172,7 +172,7 @@ def _settings(
     pair: ModelPair, world: WorldConfig, physics: Physics, config: DecodingConfig
 ) -> KernelSettings:
     codec = physics.codec
-    is_greedy = codec.rule == "greedy"
+    is_greedy = codec.rule == "greedy" or config.temperature == 0
     contract = Contract(
         rule=RULE_CODES[codec.name],
         sampling=GREEDY

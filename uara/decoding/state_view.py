@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from uara.decoding.kernel import DeviceNode, ServerNode, VirtualKernel
@@ -21,6 +22,7 @@ from uara.decoding.session import Session, Stage
 from uara.errors import UserError
 from uara.network import Controller, Decision, NetworkState, Phase
 from uara.prediction import Physics, downlink_rate_bps, effective_mode, uplink_rate_bps
+from uara.radio.replay import filtered_gain, walk
 from uara.serving.hardware import get_phone, get_rack
 from uara.serving.modes import MODE_INDEX
 from uara.world.config import WorldConfig, network_constants, reachable
@@ -29,23 +31,39 @@ from uara.world.requests import AnswerLengths
 
 @dataclass(frozen=True)
 class GainView:
-    """One world of a channel bank.
+    """One world of a channel bank, walked along as the simulated world does.
 
     Attributes:
-        gain: (T, M, E) linear.
+        gain: (T, M, E) linear, what the links have.
+        known: (P, M, E) linear, filtered: what controllers see; P slots of a walk and back.
         position_m: (T, M, 2).
     """
 
     gain: Tensor
+    known: Tensor
     position_m: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        gain: NDArray[np.float32],
+        position_m: NDArray[np.float32],
+        world: WorldConfig,
+    ) -> GainView:
+        """Take one world of a bank.
+
+        Args:
+            gain: (T, M, E) linear.
+            position_m: (T, M, 2).
+            world: slot length and filter.
+        """
+        known = filtered_gain(gain[None], world.slot_s, world.gain_filter_s)[0]
+        return cls(torch.from_numpy(gain), known, torch.from_numpy(position_m))
 
     def slot(self, index: int) -> int:
         """Map a slot to the bank: past its end the tracks are walked back."""
-        last = self.gain.shape[0] - 1
-        if last == 0:
-            return 0
-        folded = max(index, 0) % (2 * last)
-        return 2 * last - folded if folded > last else folded
+        steps = walk(self.gain.shape[0])
+        return int(steps[index % len(steps)])
 
 
 def device_profiles(
@@ -91,8 +109,10 @@ class ControllerPlanner:
         self._acceptance_mean = acceptance_mean
         self._lengths = AnswerLengths.of(world.requests)
         self._meter = OutcomeMeter(world, physics.config.amplifier_efficiency)
-        self._constants = network_constants(world, 1, gains.gain.shape[1])
-        del self._constants["kv_capacity_tokens"]  # the batcher knows what is free
+        constants = network_constants(world, 1, gains.gain.shape[1])
+        # Load and free memory are read off the servers instead.
+        measured = ("kv_capacity_tokens", "foreign_rows", "foreign_prefill_tokens")
+        self._constants = {k: v for k, v in constants.items() if k not in measured}
         self.decisions: list[Decision] = []
         controller.reset(torch.ones(1, dtype=torch.bool), generator)
 
@@ -108,8 +128,8 @@ class ControllerPlanner:
 
     def state(self, now: float, kernel: VirtualKernel) -> NetworkState:
         """Describe the running system, B = 1."""
-        slot = self._gains.slot(kernel.slot - self._world.csi_delay_slots)
-        gain = self._gains.gain[slot][None]
+        seen = max(0, kernel.slot - self._world.csi_delay_slots)
+        gain = self._gains.known[seen % len(self._gains.known)][None]
         rows = [self._device_row(node, now, kernel) for node in kernel.devices]
         columns = {name: torch.tensor([[row[name] for row in rows]]) for name in rows[0]}
         servers = [_server_row(node) for node in kernel.servers]
@@ -132,7 +152,7 @@ class ControllerPlanner:
             acceptance=acceptance,
             server=columns["server"].long(),
             kv_tokens=floats["kv_tokens"],
-            position_m=self._gains.position_m[slot][None],
+            position_m=self._gains.position_m[self._gains.slot(kernel.slot)][None],
             **{name: floats[name] for name in kept},
             **{name: value.float() for name, value in loads.items()},
             **self._constants,
