@@ -53,7 +53,7 @@ class MappoConfig(BaseModel):
     stagger: bool = Field(
         True, description="spread the networks over the episode before the first rollout"
     )
-    discount: float = Field(0.98, gt=0, le=1, description="gamma, per slot")
+    discount: float = Field(0.98, ge=0, le=1, description="gamma, per slot")
     trace: float = Field(0.95, ge=0, le=1, description="lambda of the advantage estimate")
     critic: Literal["network", "device"] = Field(
         "network", description="one value per network, or one per device"
