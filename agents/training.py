@@ -164,9 +164,10 @@ def train(
 def _iterate(run: _Run, training: TrainingConfig) -> dict[str, float]:
     """Collect and update once, timed."""
     start, steps = time.monotonic(), run.learner.env_steps
+    progress = run.progress(training)
     metrics = run.learner.collect()
     collected = time.monotonic()
-    metrics |= run.learner.update(min(run.progress(training), 1.0))
+    metrics |= run.learner.update(progress)
     updated = time.monotonic()
     run.iteration += 1
     return metrics | {
