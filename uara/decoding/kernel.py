@@ -319,6 +319,7 @@ class VirtualKernel:
         if isinstance(frame, Open) and node.request is not None:
             bits += node.request.attachment_bits
             size += math.ceil(node.request.attachment_bits / 8)
+            self.recorder.requests[frame.sid].prompt_bytes = size
         if isinstance(frame, Draft) and frame.tokens:
             record = self.recorder.round(frame.sid, frame.base)
             record.draft_end_s, record.uplink_bytes = self.now, size
@@ -369,6 +370,7 @@ class VirtualKernel:
         frame = decode(parcel.data, self._format)
         if isinstance(frame, Open):
             self.owner[frame.sid] = int(self.plan.server[index])
+            self.recorder.requests[frame.sid].upload_end_s = self.now
         if isinstance(frame, Draft) and frame.tokens:
             self.recorder.round(frame.sid, frame.base).uplink_end_s = self.now
         event = srv.Received(frame, int(self.plan.draft_length[index]))

@@ -57,6 +57,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     prompt_tokens: int  # priced
     text_tokens: int  # read by the models
     start_s: float = 0.0  # of its first slot
+    upload_end_s: float = 0.0  # when a server has the prompt
     first_token_s: float = 0.0
     end_s: float = 0.0  # of the last token so far
     finish_s: float = math.inf
@@ -64,7 +65,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     accepted: int = 0
     tested: int = 0
     verifications: int = 0
-    uplink_bytes: int = 0
+    prompt_bytes: int = 0  # of the opening frame and what was attached to it
+    uplink_bytes: int = 0  # of all frames
     downlink_bytes: int = 0
     handovers: int = 0
     refusal: str = ""
@@ -97,8 +99,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 
     @property
     def uplink_bytes_per_token(self) -> float:
-        """Bytes up per committed token, overhead included."""
-        return self.uplink_bytes / max(len(self.tokens), 1)
+        """Bytes up per committed token, overhead included, the prompt not."""
+        return (self.uplink_bytes - self.prompt_bytes) / max(len(self.tokens), 1)
 
     @property
     def downlink_bytes_per_token(self) -> float:

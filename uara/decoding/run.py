@@ -96,7 +96,9 @@ class DecodingResult:
             "e2e_s": _ratio(sum(record.e2e_s for record in requests), count),
             "acceptance": _ratio(accepted, tested),
             "tokens_per_verification": _ratio(accepted + verifications, verifications),
-            "uplink_bytes_per_token": _ratio(sum(r.uplink_bytes for r in requests), tokens),
+            "uplink_bytes_per_token": _ratio(
+                sum(r.uplink_bytes - r.prompt_bytes for r in requests), tokens
+            ),
             "downlink_bytes_per_token": _ratio(sum(r.downlink_bytes for r in requests), tokens),
             "wasted_tokens": sum(record.wasted for record in self.rounds),
             "handovers": sum(record.handovers for record in requests),

@@ -116,6 +116,9 @@ def test_a_controlled_run_is_exact_and_accounted_for(pair: ModelPair) -> None:
         own = [r for r in result.rounds if r.sid == record.sid]
         assert sum(r.accepted + 1 for r in own) == 12
         verified = [r for r in own if r.work == "verify"]
+        assert record.prompt_bytes == PHYSICS.codec.prompt_bits(300) / 8
+        assert record.uplink_bytes == record.prompt_bytes + sum(r.uplink_bytes for r in verified)
+        assert record.downlink_bytes == sum(r.downlink_bytes for r in own)
         assert record.verifications == len(verified) > 0
         for r in verified:
             times = (
