@@ -12,8 +12,9 @@ from envs.batched import EnvRecipe
 from uara.prediction import Physics, PhysicsConfig
 from uara.radio.bank import BankConfig, ChannelBank
 from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
+from uara.world.config import WorldConfig
 from uara.world.requests import RequestConfig
-from uara.world.world import World, WorldConfig
+from uara.world.world import World
 
 DEVICES, SERVERS, SLOTS = 5, 3, 20
 TASKS = ("chat", "summarise", "code", "photo")
@@ -42,17 +43,23 @@ def bank() -> ChannelBank:
     )
 
 
-@pytest.fixture(scope="session")
-def make_world(bank: ChannelBank) -> Callable[[int], World]:
+def make_worlds(bank: ChannelBank, arrivals_per_s: float) -> Callable[[int], World]:
+    requests = RequestConfig(arrivals_per_s=arrivals_per_s)
+    config = WorldConfig(
+        horizon_slots=SLOTS, drain_slots=400, reach_gain_db=-125.0, requests=requests
+    )
     physics = Physics.of(PhysicsConfig())
     rates = {task: TaskAcceptance(mean=0.7, std=0.1) for task in TASKS}
     acceptance = AcceptanceTable("made up", 0.7, {physics.codec.rule: rates})
-    config = WorldConfig(
-        horizon_slots=SLOTS, drain_slots=400, requests=RequestConfig(arrivals_per_s=0.2)
-    )
     return lambda num: World(config, physics, bank, acceptance, num)
 
 
 @pytest.fixture(scope="session")
-def recipe(make_world: Callable[[int], World]) -> EnvRecipe:
-    return EnvRecipe(make_world)
+def recipe(bank: ChannelBank) -> EnvRecipe:
+    return EnvRecipe(make_worlds(bank, arrivals_per_s=0.2))
+
+
+@pytest.fixture(scope="session")
+def deserted(bank: ChannelBank) -> EnvRecipe:
+    """A recipe of networks in which next to no request ever arrives."""
+    return EnvRecipe(make_worlds(bank, arrivals_per_s=1e-6))

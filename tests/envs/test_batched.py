@@ -73,6 +73,21 @@ def test_episodes_are_truncated_at_the_horizon_and_never_terminated(recipe: EnvR
     assert all(s.final_observation is s.observation for s in steps[:19])
 
 
+def test_an_idle_network_is_cut_as_well_and_terminates_only_when_it_drains(
+    deserted: EnvRecipe,
+) -> None:
+    cut = replace(deserted, control=QUICK).batched(2, seed=0)
+    drains = replace(deserted, control=QUICK, drain=True).batched(2, seed=0)
+    cut.reset()
+    drains.reset()
+    last, end = play(cut, 20)[-1], play(drains, 20)[-1]
+    assert last.outcome.drained.all()
+    assert last.truncated.all()
+    assert not last.terminated.any()
+    assert end.terminated.all()
+    assert not end.truncated.any()
+
+
 def test_final_observation_is_the_one_an_uncut_episode_goes_on_from(recipe: EnvRecipe) -> None:
     cut = replace(recipe, control=QUICK).batched(3, seed=0)
     uncut = replace(recipe, control=QUICK, drain=True).batched(3, seed=0)

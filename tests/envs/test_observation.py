@@ -141,7 +141,6 @@ def alone(state: NetworkState) -> NetworkState:
     first = state.has_request & (state.has_request.long().cumsum(1) == 1)
     return state.with_(
         phase=torch.where(first, state.phase, 0),
-        server=torch.where(first, state.server, -1),
         foreign_rows=torch.zeros_like(state.foreign_rows),
         foreign_prefill_tokens=torch.zeros_like(state.foreign_prefill_tokens),
     )
@@ -164,6 +163,17 @@ def test_local_times_of_a_device_that_is_alone_are_those_of_the_network(
         torch.testing.assert_close(local.tpot_s[..., e][who], plan.tpot_s[who])
         ratio = local.remaining_s[..., e][who] / plan.remaining_s[who]
         assert ((ratio > 0.9) & (ratio < 1.1)).all()
+
+
+def test_regret_is_the_time_lost_against_the_best_server_in_reach(state: NetworkState) -> None:
+    local = predict_locally(state, server_load(state), PHYSICS)
+    regret = observe(state, PHYSICS).pair[..., column("pair", "regret_s")]
+    for b, m in state.has_request.nonzero().tolist():
+        times, reach = local.remaining_s[b, m], state.reachable[b, m]
+        best = min(float(times[e]) for e in range(3) if reach[e])
+        for e in range(3):
+            expected = max(float(times[e]) - best, 0.0)
+            assert float(torch.expm1(3 * regret[b, m, e])) == pytest.approx(expected, abs=1e-3)
 
 
 def test_joining_a_fuller_server_takes_longer(state: NetworkState) -> None:
