@@ -1,5 +1,7 @@
 """Small models and plans that the decoding tests share."""
 
+# ruff: noqa: D102 -- the names of test doubles say what they do
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Device and server machines, fed by hand: turns, corrections, and frames that do not fit."""
 
+# ruff: noqa: D102 -- the names of test doubles say what they do
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -11,9 +11,8 @@ from uara.decoding.randomness import Draws, Purpose, derive_seed
 
 def test_uniforms_of_different_keys_look_independent_and_uniform() -> None:
     draws = Draws(seed=3)
-    grid = np.array(
-        [[draws.uniform(p, position) for position in range(1500)] for p in (Purpose.ACCEPT, Purpose.DRAFT)]
-    )  # fmt: skip
+    purposes = (Purpose.ACCEPT, Purpose.DRAFT)
+    grid = np.array([[draws.uniform(p, i) for i in range(1500)] for p in purposes])
     assert stats.kstest(grid.ravel(), "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(grid)[0, 1]) < 0.1
     assert abs(np.corrcoef(grid[0, 1:], grid[0, :-1])[0, 1]) < 0.1

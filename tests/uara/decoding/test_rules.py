@@ -1,5 +1,7 @@
 """The law of draft and verify, by algebra and by enumeration of every possibility."""
 
+# ruff: noqa: D101, D102 -- the names of test doubles say what they do
+
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,7 @@
 """Whole runs with a controller in the loop."""
 
+# ruff: noqa: D102 -- the names of test doubles say what they do
+
 from __future__ import annotations
 
 import json
