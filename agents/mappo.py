@@ -36,7 +36,7 @@ class EntropyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    server: float = Field(0.003, ge=0, description="nats of the server choice")
+    server: float = Field(0.001, ge=0, description="nats of the server choice")
     bandwidth: float = Field(0.0, ge=0, description="nats of the Beta density of the band weight")
     power: float = Field(0.0, ge=0, description="nats of the Beta density of the power")
     draft_length: float = Field(0.003, ge=0, description="nats of the draft length")
@@ -53,8 +53,8 @@ class MappoConfig(BaseModel):
     stagger: bool = Field(
         True, description="spread the networks over the episode before the first rollout"
     )
-    discount: float = Field(0.98, ge=0, le=1, description="gamma, per slot")
-    trace: float = Field(0.95, ge=0, le=1, description="lambda of the advantage estimate")
+    discount: float = Field(0.97, ge=0, le=1, description="gamma, per slot")
+    trace: float = Field(0.9, ge=0, le=1, description="lambda of the advantage estimate")
     critic: Literal["network", "device"] = Field(
         "network", description="one value per network, or one per device"
     )
@@ -65,12 +65,12 @@ class MappoConfig(BaseModel):
     )  # fmt: skip
     clip: float = Field(0.2, gt=0, description="the joint ratio is held within 1 -+ clip")
     epochs: int = Field(5, gt=0, description="passes over a rollout")
-    num_minibatches: int = Field(2, gt=0, description="parts of a pass, split over slots, networks")
+    num_minibatches: int = Field(4, gt=0, description="parts of a pass, split over slots, networks")
     target_kl: float | None = Field(
         0.03, gt=0, description="no further epoch once the mean divergence exceeds it; null: never"
     )
-    learning_rate: float = Field(5e-4, gt=0, description="of Adam, actor and critic")
-    anneal: bool = Field(False, description="lower the learning rate linearly to 0")
+    learning_rate: float = Field(3e-3, gt=0, description="of Adam, actor and critic")
+    anneal: bool = Field(True, description="lower the learning rate linearly to 0")
     adam_eps: float = Field(1e-5, gt=0, description="epsilon of Adam")
     max_grad_norm: float = Field(10.0, gt=0, description="gradients are clipped to this norm")
     entropy: EntropyConfig = Field(EntropyConfig(), description="entropy bonus of each head")

@@ -23,7 +23,7 @@ from uara.prediction import Physics
 
 MakeEnv = Callable[..., BatchedEnv]
 SMALL = MappoConfig(
-    network=NetworkConfig(hidden=16), rollout_slots=6, stagger=False, epochs=2, num_minibatches=2
+    network=NetworkConfig(hidden=16), rollout_slots=6, stagger=False, epochs=2, anneal=False
 )
 SLOTS_PER_ITERATION = 6 * 3
 
