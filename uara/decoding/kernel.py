@@ -43,8 +43,6 @@ from uara.decoding.scenario import (
 )
 from uara.decoding.verifier import Contract, Verifier
 
-MAX_SLOTS = 1_000_000
-
 
 class Planner(Protocol):
     """Decides at every slot boundary from what the running system shows."""
@@ -64,6 +62,7 @@ class KernelSettings:
         prefill_chunk_tokens: prompt tokens that one forward takes along.
         tokenizer_hash: sent with every request.
         session_seed: gives a session's seed.
+        drain_slots: the run is stopped so many slots after the last arrival.
     """
 
     slot_s: float
@@ -72,6 +71,7 @@ class KernelSettings:
     frame_overhead_bytes: int = 40
     prefill_chunk_tokens: int = 512
     tokenizer_hash: int = 0
+    drain_slots: int = 4000
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ class VirtualKernel:
         form = settings.contract
         self._format = Format(form.rule, target.vocab_size, form.top_k)
         self._unfinished = len(requests)
+        last_arrival_s = max((request.arrival_s for request in requests), default=0.0)
+        self._last_slot = math.ceil(last_arrival_s / settings.slot_s) + settings.drain_slots
         for request in requests:
             self._at(request.arrival_s, partial(self._arrive, request))
         for load in foreign:
@@ -165,11 +167,12 @@ class VirtualKernel:
         )
 
     def run(self) -> Recorder:
-        """Play events until every request is finished, and return the records."""
-        while self._unfinished:
+        """Play events until all requests are finished or the cap is reached; return the records."""
+        while self._unfinished and self.slot <= self._last_slot:
             assert self._events, "requests are unfinished but nothing will happen"
             self.now, _, action = heapq.heappop(self._events)
             action()
+        self.recorder.cap(self.now)
         return self.recorder
 
     def _at(self, time_s: float, action: Callable[[], None]) -> None:
@@ -191,7 +194,6 @@ class VirtualKernel:
 
     def _begin_slot(self) -> None:
         """Admit requests, ask for a plan, and apply it."""
-        assert self.slot < MAX_SLOTS, "the run does not end; is a rate zero for ever?"
         starting = []
         for index, node in enumerate(self.devices):
             if node.request is None and node.waiting:

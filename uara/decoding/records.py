@@ -70,6 +70,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     downlink_bytes: int = 0
     handovers: int = 0
     refusal: str = ""
+    is_capped: bool = False  # still unfinished when the run was stopped; its times end there
 
     @property
     def ttft_s(self) -> float:
@@ -142,6 +143,15 @@ class Recorder:
         if len(tokens) > len(request.tokens):
             request.end_s = now
         request.tokens = list(tokens)
+
+    def cap(self, now: float) -> None:
+        """Close what is unfinished when a run is stopped."""
+        for request in self.requests.values():
+            if math.isinf(request.finish_s):
+                if not request.tokens:
+                    request.first_token_s = now
+                request.end_s = request.finish_s = now
+                request.is_capped = True
 
 
 def write_jsonl(path: Path, records: Sequence[msgspec.Struct]) -> None:

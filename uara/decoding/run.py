@@ -59,6 +59,9 @@ class DecodingConfig(BaseModel):
         "at 10 TOPS, a quarter of a phone NPU's peak",
     )
     seed: int = Field(0, description="of all draws")
+    drain_slots: int = Field(
+        4000, gt=0, description="slots after the last arrival at which a run is stopped"
+    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class DecodingResult:
             ),
             "downlink_bytes_per_token": _ratio(sum(r.downlink_bytes for r in requests), tokens),
             "wasted_tokens": sum(record.wasted for record in self.rounds),
+            "capped": sum(record.is_capped for record in requests),
             "handovers": sum(record.handovers for record in requests),
         }
 
@@ -190,6 +194,7 @@ def _settings(
         frame_overhead_bytes=codec.frame_overhead_bytes,
         prefill_chunk_tokens=physics.config.batching.prefill_chunk_tokens,
         tokenizer_hash=tokenizer_hash(pair.tokenizer),
+        drain_slots=config.drain_slots,
     )
 
 

@@ -186,6 +186,16 @@ def test_sampled_answers_do_not_depend_on_server_load(pair: ModelPair) -> None:
     assert alone.summary()["e2e_s"] < loaded.summary()["e2e_s"]
 
 
+def test_a_run_that_does_not_end_is_stopped_and_says_so(pair: ModelPair) -> None:
+    requests = some_requests(2)
+    requests[1] = replace(requests[1], attachment_bits=1e12)
+    result = run(pair, watcher(), requests, config=DecodingConfig(temperature=0, drain_slots=20))
+    done, capped = result.requests
+    assert (done.is_capped, capped.is_capped) == (False, True)
+    assert capped.e2e_s == pytest.approx(21 * WORLD.slot_s - 0.3)  # it arrives in the first slot
+    assert result.summary()["capped"] == 1
+
+
 @pytest.mark.parametrize("codec", ["ids", "id_prob", "full"])
 def test_every_codec_runs(pair: ModelPair, codec: str) -> None:
     physics = Physics.of(PhysicsConfig(codec=codec, top_k=4))
