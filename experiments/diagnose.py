@@ -51,9 +51,10 @@ class OneServer:
 
 
 def equal_gains(state: NetworkState) -> NetworkState:
-    """Blind a controller to geometry: every gain becomes its device's mean in dB."""
+    """Blind a controller to geometry: every gain becomes its device's mean in dB, all in reach."""
     mean = state.gain.log().mean(-1, keepdim=True).exp()
-    return state.with_(gain=mean.expand_as(state.gain).contiguous())
+    everywhere = torch.ones_like(state.reachable)
+    return state.with_(gain=mean.expand_as(state.gain).contiguous(), reachable=everywhere)
 
 
 def equal_servers(state: NetworkState) -> NetworkState:

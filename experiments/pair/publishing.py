@@ -116,6 +116,10 @@ def write_json(path: Path, content: object) -> None:
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
+def _shares(weights: dict[str, float]) -> str:
+    return ", ".join(f"{task} {weight:g}" for task, weight in weights.items())
+
+
 def card_text(card: dict[str, Any]) -> str:
     """Render the card for readers; every figure comes from `card.json`."""
     config, corpus = card["config"], card["corpus"]
@@ -156,9 +160,12 @@ Corpus sha256: `{corpus["sha256"]}`.
 - `chat`: a question on a module, class, function or topic, then the answer from the documentation.
 
 ## Training
-{tokens} tokens per step. The draft learns the target's full law at temperature
-{card["temperature"]}, on the corpus and on texts that the target wrote. Held-out loss in nats per
-token:
+{tokens} tokens per step. The draft begins as the target's first and last layers and learns the
+target's full law at temperature {card["temperature"]}, on the corpus and on texts that the target
+wrote. Shares in its distillation: {_shares(config["draft_weights"])}; from step
+{config["late_from_step"]} on {_shares(config["late_draft_weights"])}, which sets the
+acceptance of the tasks apart. Rounding differs between processors and numbers of threads, so a rerun
+elsewhere gives other weights of like quality. Held-out loss in nats per token:
 
 | model | parameters | steps | {" | ".join(task for task in tasks if task != "photo")} |
 | --- | --- | --- | --- | --- | --- |

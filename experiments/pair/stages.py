@@ -114,9 +114,9 @@ def build_optimizers(
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Return the learning-rate factor: warm-up, plateau, then a linear fall over the last 60 %."""
+    """Return the learning-rate factor: warm-up, plateau, then a linear fall over the last 30 %."""
     warm_up = min(100, max(1, steps // 10))
-    return min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, 0.6 * steps))
+    return min(1.0, (step + 1) / warm_up, (steps - step) / max(1.0, 0.3 * steps))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -77,12 +77,11 @@ class PairTrainingConfig(BaseModel):
     vocab_size: int = Field(1024, ge=300, description="Entries of the tokenizer's vocabulary.")
     context: int = Field(512, ge=16, description="Longest text in tokens that the pair takes.")
     target: ModelShape = Field(ModelShape(), description="Shape of the target.")
-    draft: ModelShape = Field(
-        ModelShape(width=160, layers=3, heads=4, feed_forward=448),
-        description="Shape of the draft.",
+    draft_layers: int = Field(
+        2, ge=1, description="Layers of the draft, which is else shaped like the target."
     )
-    target_steps: int = Field(1200, ge=1, description="Training steps of the target.")
-    draft_steps: int = Field(1500, ge=1, description="Distillation steps of the draft.")
+    target_steps: int = Field(800, ge=1, description="Training steps of the target.")
+    draft_steps: int = Field(750, ge=1, description="Distillation steps of the draft.")
     step_tokens: int = Field(3072, ge=16, description="Tokens per step.")
     short_window: int = Field(
         256, ge=8, description="Tokens per window in the first 70 % of steps."
@@ -96,13 +95,20 @@ class PairTrainingConfig(BaseModel):
     )
     draft_weights: dict[TextTask, float] = Field(
         {"code": 0.4, "summarise": 0.3, "chat": 0.3},
-        description="Share of each task in the draft's distillation.",
+        description="Share of each task in the first part of the draft's distillation.",
+    )
+    late_draft_weights: dict[TextTask, float] = Field(
+        {"code": 0.5, "summarise": 0.04, "chat": 0.46},
+        description="The same for the rest; unequal shares set the tasks' acceptance apart.",
+    )
+    late_from_step: int = Field(
+        338, ge=0, description="Step of the distillation at which the late shares begin."
     )
     generated_share: float = Field(
-        0.4, ge=0, le=1, description="Share of the target's own texts in the distillation."
+        0.3, ge=0, le=1, description="Share of the target's own texts in the distillation."
     )
     generated_prompts: int = Field(
-        512, ge=0, description="Texts of each task that the target writes for the distillation."
+        192, ge=0, description="Texts of each task that the target writes for the distillation."
     )
     generated_tokens: int = Field(128, ge=1, description="Longest continuation in such a text.")
     precision: Literal["bfloat16", "float32"] = Field(
@@ -111,7 +117,7 @@ class PairTrainingConfig(BaseModel):
     threads: int = Field(1, ge=1, description="CPU threads.")
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
 
-    @field_validator("task_weights", "draft_weights")
+    @field_validator("task_weights", "draft_weights", "late_draft_weights")
     @classmethod
     def _weigh_every_task(cls, weights: dict[TextTask, float]) -> dict[TextTask, float]:
         if set(weights) != set(TEXT_TASKS) or min(weights.values()) <= 0:
@@ -120,6 +126,15 @@ class PairTrainingConfig(BaseModel):
                 "give all of them"
             )
         return weights
+
+    @model_validator(mode="after")
+    def _keep_the_draft_smaller(self) -> PairTrainingConfig:
+        if self.draft_layers >= self.target.layers:
+            raise ValueError(
+                f"draft_layers {self.draft_layers} is not below the target's "
+                f"{self.target.layers} layers; give fewer"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -298,14 +313,20 @@ def draft_stage(
     work: Path,
 ) -> Stage:
     """Set up the draft's training: distillation from the target's full law at each token."""
-    model = build_model(config, config.draft, material.tokenizer, seed=config.seed + 3)
+    shape = config.target.model_copy(update={"layers": config.draft_layers})
+    model = build_model(config, shape, material.tokenizer, seed=config.seed)
+    start_from_target(model, target)
     share = config.generated_share if texts else 0.0
     streams = dict(material.train) | {f"texts-{task}": stream for task, stream in texts.items()}
-    weights: dict[str, float] = {}
-    for task, weight in config.draft_weights.items():
-        weights |= {task: (1 - share) * weight, f"texts-{task}": share * weight}
+
+    def weights_at(step: int) -> dict[str, float]:
+        is_late = step >= config.late_from_step
+        shares = config.late_draft_weights if is_late else config.draft_weights
+        corpus = {str(task): (1 - share) * weight for task, weight in shares.items()}
+        return corpus | {f"texts-{task}": share * weight for task, weight in shares.items()}
 
     def loss(step: int) -> Tensor:
+        weights = weights_at(step)
         ids = _batch(config, streams, weights, step, config.draft_steps, config.seed + 4)
         with torch.no_grad():
             target_logits = _logits(config, target, ids)
@@ -316,6 +337,21 @@ def draft_stage(
         model, matrix_rate=config.matrix_rate, vector_rate=config.vector_rate
     )
     return Stage("draft", model, optimizers, loss, config.draft_steps, work)
+
+
+@torch.no_grad()
+def start_from_target(draft: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Give a draft the target's embedding, last norm, and layers spread over its depth.
+
+    A draft that begins as a thinned target (Sanh et al. 2019, arXiv 1910.01108, section 3) needs a
+    fraction of the distillation that a fresh one does.
+    """
+    kept, deep = draft.config.num_hidden_layers, target.config.num_hidden_layers
+    for index, layer in enumerate(draft.model.layers):
+        source = round(index * (deep - 1) / max(1, kept - 1))
+        layer.load_state_dict(target.model.layers[source].state_dict())
+    draft.model.embed_tokens.load_state_dict(target.model.embed_tokens.state_dict())
+    draft.model.norm.load_state_dict(target.model.norm.state_dict())
 
 
 @torch.no_grad()

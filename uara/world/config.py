@@ -37,7 +37,7 @@ class WorldConfig(BaseModel):
     server_power_dbm: float = Field(33.0, description="base station transmit power (small cell)")
     rtt_s: float = Field(0.02, ge=0, description="path beyond the radio, both ways")
     reach_gain_db: float = Field(
-        -130.0, description="a server is out of reach below this path gain; the strongest never is"
+        -140.0, description="a server is out of reach below this path gain; the strongest never is"
     )
     slot_s: float = Field(0.5, gt=0, description="time between decisions")
     horizon_slots: int = Field(120, gt=0, description="slots in which requests arrive")

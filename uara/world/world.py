@@ -113,7 +113,10 @@ class World:
         self.waiting_s[rows] = waiting_s
         for field in fields(_Progress):
             empty = {"server": -1, "ttft_s": torch.inf}.get(field.name, 0)
-            getattr(self.progress, field.name)[rows] = empty
+            # A copy: states handed out earlier share these tensors.
+            values = getattr(self.progress, field.name).clone()
+            values[rows] = empty
+            setattr(self.progress, field.name, values)
         self._current = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -303,13 +306,14 @@ class World:
         rounds = torch.where(drafted, tokens / plan.tokens_per_round, 0.0)
         # Of a round's tokens all but the correction or bonus were accepted drafts.
         accepted = rounds * (plan.tokens_per_round - 1)
-        tested = accepted / request["acceptance"]
+        tested = accepted / request["acceptance"].clamp_min(1e-6)
 
         goes_on = active & ~outcome.finished
         now.upload_bits = torch.where(goes_on, upload_bits, 0.0)
         now.kv_tokens = torch.where(goes_on, kv, 0.0)
         now.tokens = torch.where(goes_on, now.tokens + tokens, 0.0)
-        now.server = torch.where(active & ~plan.is_device_only, decision.server, now.server)
+        now.server = torch.where(plan.is_device_only, now.server, decision.server)
+        now.server = torch.where(goes_on, now.server, -1)
         now.accepted = torch.where(goes_on, now.accepted + accepted, 0.0)
         now.tested = torch.where(goes_on, now.tested + tested, 0.0)
         now.ttft_s = torch.where(goes_on, ttft_s, torch.inf)
@@ -367,15 +371,20 @@ class World:
         return busy_s * state.server_power_w
 
     def _request(self) -> dict[str, Tensor]:
-        """Look up the current request of each device, (B, M) each."""
+        """Look up the current request of each device, (B, M) each; zeros where there is none."""
         if self._current is None:
             table = self.requests
             last = table.task.shape[2] - 1
             index = self.progress.finished.clamp(max=last).unsqueeze(-1)
+            active = self.progress.active
             self._current = {
-                field.name: getattr(table, field.name).gather(2, index).squeeze(-1)
+                field.name: getattr(table, field.name).gather(2, index).squeeze(-1) * active
                 for field in fields(RequestTable)
+                if field.name != "arrival_s"
             }
+            # The table ends with infinity, which a product would turn into nan.
+            arrival_s = table.arrival_s.gather(2, index).squeeze(-1)
+            self._current["arrival_s"] = torch.where(active, arrival_s, 0.0)
         return self._current
 
     def _draw(self, episode: Tensor) -> RequestTable:
