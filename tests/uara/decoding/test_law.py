@@ -93,7 +93,7 @@ def test_three_tokens_have_the_targets_joint_law_in_many_runs(
     code: RuleCode, table_model: Any, random_plans: Any
 ) -> None:
     plans = random_plans(num_servers=2, max_draft_length=4)
-    answers = run_many(code, 30_000, table_model, plans)
+    answers = run_many(code, 20_000, table_model, plans)
     assert p_value(answers, target_law(table_model)) > 1e-3
 
 
