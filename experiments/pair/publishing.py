@@ -147,7 +147,7 @@ A small Llama-style draft/target pair for first runs and tests. It writes text i
 Python's standard library; it is no assistant, and its answers are not to be relied on.
 
 Made by `{card["made_by"]}` (Python {card["python"]}, torch {card["torch"]}, transformers
-{card["transformers"]}, {config["threads"]} CPU threads, seed {config["seed"]}).
+{card["transformers"]}, CPU, {config["precision"]} matrix products, seed {config["seed"]}).
 
 ## Text
 Source, docstrings and language-reference topics of the Python {card["python"]} standard library,
@@ -163,9 +163,9 @@ Corpus sha256: `{corpus["sha256"]}`.
 {tokens} tokens per step. The draft begins as the target's first and last layers and learns the
 target's full law at temperature {card["temperature"]}, on the corpus and on texts that the target
 wrote. Shares in its distillation: {_shares(config["draft_weights"])}; from step
-{config["late_from_step"]} on {_shares(config["late_draft_weights"])}, which sets the
-acceptance of the tasks apart. Rounding differs between processors and numbers of threads, so a rerun
-elsewhere gives other weights of like quality. Held-out loss in nats per token:
+{config["late_from_step"]} on {_shares(config["late_draft_weights"])}. Rounding differs
+between processors and numbers of threads, so a rerun elsewhere gives other weights of like quality.
+Held-out loss in nats per token:
 
 | model | parameters | steps | {" | ".join(task for task in tasks if task != "photo")} |
 | --- | --- | --- | --- | --- | --- |

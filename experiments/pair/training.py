@@ -99,7 +99,7 @@ class PairTrainingConfig(BaseModel):
     )
     late_draft_weights: dict[TextTask, float] = Field(
         {"code": 0.5, "summarise": 0.04, "chat": 0.46},
-        description="The same for the rest; unequal shares set the tasks' acceptance apart.",
+        description="Share of each task in the rest of the distillation.",
     )
     late_from_step: int = Field(
         338, ge=0, description="Step of the distillation at which the late shares begin."

@@ -23,6 +23,7 @@ from experiments.pair.training import (
     ModelShape,
     PairTrainingConfig,
     distillation_loss,
+    draft_stage,
     prepare_material,
     target_stage,
     train_pair,
@@ -71,8 +72,8 @@ def tiny_config(library: Path) -> PairTrainingConfig:
         library=library,
         vocab_size=300,
         context=320,
-        target=ModelShape(width=16, layers=1, heads=2, feed_forward=16),
-        draft=ModelShape(width=8, layers=1, heads=1, feed_forward=8),
+        target=ModelShape(width=16, layers=3, heads=2, feed_forward=16),
+        draft_layers=1,
         target_steps=6,
         draft_steps=4,
         step_tokens=64,
@@ -235,6 +236,20 @@ def test_the_distillation_loss_is_least_at_the_target_itself() -> None:
     own = distillation_loss(target, target, 0.7)
     for other in ([1.0, 0.1, -2.0], [0.0, 0.0, 0.0], [-2.0, 0.0, 1.0]):
         assert distillation_loss(torch.tensor([[other]]), target, 0.7) > own
+
+
+def test_a_draft_begins_with_the_first_and_last_layer_of_its_target(
+    library: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(library).model_copy(update={"draft_layers": 2})
+    material = prepare_material(config, tmp_path)
+    target = target_stage(config, material, tmp_path).model
+    draft = draft_stage(config, material, target, {}, tmp_path).model
+    for mine, its in ((0, 0), (1, 2)):
+        weights = target.model.layers[its].state_dict()
+        for name, weight in draft.model.layers[mine].state_dict().items():
+            assert torch.equal(weight, weights[name])
+    assert torch.equal(draft.model.embed_tokens.weight, target.model.embed_tokens.weight)
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(library: Path, tmp_path: Path) -> None:

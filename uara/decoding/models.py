@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from uara.errors import UserError
 
@@ -202,12 +203,17 @@ def _load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
 
 
 def _load_model(source: Path | str, dtype: torch.dtype) -> PreTrainedModel:
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             _location(source), dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise _unreadable("model", source, error) from error
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
     return model.eval().requires_grad_(False)
 
 
