@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +24,7 @@ from uara.control.allocation import AllocationConfig
 from uara.errors import UserError
 from uara.prediction import PhysicsConfig
 from uara.radio.bank import BankConfig
-from uara.world.world import WorldConfig
+from uara.world.config import WorldConfig
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHIPPED_ACCEPTANCE = PROJECT / "checkpoints" / "pair" / "acceptance.json"
@@ -54,9 +54,6 @@ class DecodeConfig(BaseModel):
     output_tokens: int = Field(64, gt=0, description="tokens per answer")
     world: int = Field(0, ge=0, description="which evaluation world of the bank")
     seed: int = Field(7, ge=0, description="key of arrivals and of sampling")
-    sampling: Literal["greedy", "maxc"] = Field(
-        "maxc", description="greedy decoding, or sampling at the pair's served temperature"
-    )
     controllers: tuple[str, ...] = Field(
         ("least_loaded", "greedy_latency"), description="rows beside the policy"
     )
@@ -158,6 +155,15 @@ def load_any(path: Path | str, overrides: list[str] | None = None) -> TaskConfig
     if "task" in _read_yaml(path):
         return load_experiment(path, overrides).task
     return load_task(path, overrides)
+
+
+def from_overrides(model: type[Model], overrides: list[str]) -> Model:
+    """Make a config from its defaults and `k=v` overrides.
+
+    Raises:
+        UserError: for a wrong key or a value that is not allowed.
+    """
+    return _validate(model, _override({}, overrides), Path("options"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

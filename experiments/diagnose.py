@@ -100,9 +100,7 @@ def diagnose(
     )
     quiet = task.model_copy(
         update={
-            "world": task.world.model_copy(
-                update={"power_max_dbm": task.world.power_max_dbm - 10}
-            )
+            "world": task.world.model_copy(update={"power_max_dbm": task.world.power_max_dbm - 10})
         }
     )
     other = "equal" if task.allocation.bandwidth == "square_root" else "square_root"
@@ -133,7 +131,9 @@ def _loads(task: TaskConfig, bank: ChannelBank, split: Split, episodes: int) -> 
     world = make_world(task, bank, episodes)
     everyone = torch.ones(episodes, dtype=torch.bool)
     available = torch.from_numpy(bank.worlds(split))
-    world.reset(everyone, available[torch.arange(episodes) % len(available)], torch.arange(episodes))
+    world.reset(
+        everyone, available[torch.arange(episodes) % len(available)], torch.arange(episodes)
+    )
     controller = RuleController("greedy_latency", task.allocation, Physics.of(task.physics))
     controller.reset(everyone, torch.Generator().manual_seed(0))
     work = torch.zeros(episodes, len(task.world.servers))

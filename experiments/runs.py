@@ -49,7 +49,7 @@ def git_commit() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Collect versions, commit, machine and threads: what a number depends on besides its config."""
+    """Collect versions, commit, machine and threads: what a number needs besides its config."""
     return {
         "commit": git_commit(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Trains experiments over seeds, a few at a time, and evaluates each; what is done is not done twice."""
+"""Trains experiments over seeds and evaluates each; what is done is not done twice."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def run_one(config: ExperimentConfig, root: Path, banks: Path) -> Path:
     if result.exists():
         return result
     train_experiment(config, run_dir, banks=banks, resume=(run_dir / CHECKPOINT).exists())
-    policy = load_policy(
-        best_policy_path(run_dir, config.learner), Physics.of(config.task.physics)
-    )
+    policy = load_policy(best_policy_path(run_dir, config.learner), Physics.of(config.task.physics))
     rows = evaluate_controller(policy, config.task, load_bank(config.task, banks))
     save_rows(rows, result)
     row = {name: rows.interval(name).as_json() for name in METRICS}
@@ -113,7 +111,9 @@ def sweep(
         Files of per-episode rows, experiments first, in the order given.
     """
     configs = [
-        load_experiment(path, [*overrides, f"seed={seed}"]) for path in experiments for seed in seeds
+        load_experiment(path, [*overrides, f"seed={seed}"])
+        for path in experiments
+        for seed in seeds
     ]
     for task in {config.task.config_hash(): config.task for config in configs}.values():
         load_bank(task, banks)

@@ -136,8 +136,15 @@ class Controller(Protocol):
     links, own request and what servers broadcast); only the second may be called decentralised.
     """
 
-    name: str
-    observes: str
+    @property
+    def name(self) -> str:
+        """Row of a table."""
+        ...
+
+    @property
+    def observes(self) -> str:
+        """Set of observations, "network" or "device"."""
+        ...
 
     def reset(self, mask: Tensor, generator: torch.Generator) -> None:
         """Forget the memory of the networks in `mask` (B,) bool; draws come from `generator`."""

@@ -1,0 +1,160 @@
+"""Plays several controllers on the same task, simulated or real, and makes the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.policy import load_policy
+from experiments.config import PROJECT, TaskConfig
+from experiments.decode import DecodeRow, DecodeSetup
+from experiments.evaluation import (
+    EpisodeRows,
+    evaluate_controller,
+    evaluation_row,
+    load_bank,
+)
+from experiments.pair.acceptance import measure_acceptance
+from uara.control.rules import RuleController
+from uara.decoding.exactness import GreedyCheck
+from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
+from uara.decoding.records import write_jsonl
+from uara.errors import UserError
+from uara.figures.timeline import save_timeline
+from uara.network import Controller
+from uara.prediction import Physics
+from uara.radio.bank import ChannelBank
+
+Progress = Callable[[int, int], None]
+Row = dict[str, Any]
+
+SHIPPED_PROMPTS = PROJECT / "checkpoints" / "pair" / "prompts.jsonl"
+REFERENCE = "greedy_latency"
+
+
+def rule_controller(name: str, task: TaskConfig) -> RuleController:
+    """Make a rule with the task's closed forms."""
+    return RuleController(name, task.allocation, Physics.of(task.physics))
+
+
+def play_all(
+    task: TaskConfig,
+    bank: ChannelBank,
+    rules: Sequence[str],
+    policies: Sequence[Path],
+    progress: Progress | None = None,
+) -> list[EpisodeRows]:
+    """Play rules, then policies, on the frozen episodes.
+
+    Raises:
+        UserError: for an unknown rule or a missing or foreign policy, before anything is played.
+    """
+    physics = Physics.of(task.physics)
+    controllers: list[Controller] = [rule_controller(name, task) for name in rules]
+    controllers += [load_policy(path, physics) for path in policies]
+    played = []
+    for number, controller in enumerate(controllers):
+        if progress is not None:
+            progress(number, len(controllers))
+        played.append(evaluate_controller(controller, task, bank))
+    if progress is not None:
+        progress(len(controllers), len(controllers))
+    return played
+
+
+def compare(
+    task: TaskConfig,
+    bank: ChannelBank,
+    rules: Sequence[str],
+    policies: Sequence[Path],
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Play rules and policies on the frozen episodes and make a row of each, best first."""
+    played = play_all(task, bank, rules, policies, progress)
+    reference = next((rows for rows in played if rows.controller == REFERENCE), None)
+    rows: list[Row] = []
+    for number, result in enumerate(played):
+        kind = "rule" if number < len(rules) else "policy"
+        rows.append({**evaluation_row(result, reference), "kind": kind})
+    return sorted(rows, key=lambda row: float(row["e2e_latency_s"]["mean"]))
+
+
+def open_pair(draft: Path | None, target: Path | None) -> ModelPair:
+    """Load the shipped pair, or another one of which both folders are given.
+
+    Raises:
+        UserError: if only one folder is given, or the pair cannot be loaded.
+    """
+    if (draft is None) != (target is None):
+        raise UserError("give both --draft and --target, or neither for the shipped pair")
+    if draft is None or target is None:
+        return shipped_pair()
+    return load_pair(draft, target)
+
+
+def decode_with(
+    task: TaskConfig,
+    policy: Path | None,
+    rules: Sequence[str] | None,
+    *,
+    folder: Path,
+    draft: Path | None = None,
+    target: Path | None = None,
+    prompts: Path = SHIPPED_PROMPTS,
+    progress: Progress | None = None,
+) -> tuple[list[DecodeRow], GreedyCheck]:
+    """Drive real runs with a policy and rules; write records and a timeline per controller.
+
+    The greedy check runs with the first controller: the policy where there is one.
+
+    Args:
+        task: the task; its evaluation world, requests and closed forms.
+        policy: trained policy.
+        rules: names; the task's by default.
+        folder: where `<controller>-{rounds,requests}.jsonl` and `<controller>-timeline.png` go.
+        draft: folder of another draft model.
+        target: folder of another target model.
+        prompts: decode set.
+        progress: called with runs done and in all.
+
+    Raises:
+        UserError: for a missing policy, pair or prompt set, or an unknown rule.
+    """
+    physics = Physics.of(task.physics)
+    controllers: list[Controller] = [load_policy(policy, physics)] if policy else []
+    names = task.decode.controllers if rules is None else rules
+    controllers += [rule_controller(name, task) for name in names]
+    if not controllers:
+        raise UserError("no controller was given; name one with --controller or give --policy")
+    pair = open_pair(draft, target)
+    setup = DecodeSetup.of(task, load_bank(task), pair, load_prompts(prompts))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, controller in enumerate(controllers):
+        if progress is not None:
+            progress(number, len(controllers) + 1)
+        row = setup.run(controller)
+        rows.append(row)
+        stem = folder / row.controller
+        write_jsonl(stem.with_name(f"{stem.name}-rounds.jsonl"), row.result.rounds)
+        write_jsonl(stem.with_name(f"{stem.name}-requests.jsonl"), row.result.requests)
+        save_timeline(
+            stem.with_name(f"{stem.name}-timeline.png"),
+            row.result.requests,
+            row.result.rounds,
+            end_s=30.0,
+            title=f"{row.controller}: first 30 s of real draft/verify rounds",
+        )
+    check = setup.check_greedy(controllers[0])
+    if progress is not None:
+        progress(len(controllers) + 1, len(controllers) + 1)
+    return rows, check
+
+
+def calibrate(
+    draft: Path | None, target: Path | None, prompts: Path | None, temperature: float
+) -> dict[str, Any]:
+    """Measure a pair's acceptance on a decode set (the shipped one by default)."""
+    pair = open_pair(draft, target)
+    return measure_acceptance(pair, load_prompts(prompts or SHIPPED_PROMPTS), temperature)

@@ -1,0 +1,118 @@
+"""Tables for the terminal, and the CSV that the README's tables are held against."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments.decode import DecodeRow
+from experiments.diagnose import Finding
+from experiments.runs import write_text
+
+
+def diagnosis_table(findings: Sequence[Finding]) -> Table:
+    """Show the diagnosis: figure, rule, verdict."""
+    table = Table(title="is this scenario worth learning?")
+    table.add_column("figure")
+    table.add_column("per cent", justify="right")
+    table.add_column("asked for")
+    table.add_column("holds")
+    for finding in findings:
+        holds = "yes" if finding.holds else "NO"
+        table.add_row(finding.name, f"{finding.percent:+.1f}", finding.rule, holds)
+    return table
+
+
+def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """Show evaluation rows: E2E with its interval, paired difference, the other means."""
+    table = Table(title=f"{title}: frozen episodes, mean [95 % interval]")
+    for name in ("controller", "observes"):
+        table.add_column(name)
+    for name in ("E2E (s)", "minus greedy (s)", "TTFT (s)", "TPOT (ms)", "J/req", "kbit/token",
+                 "moves/req", "us/decision"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for row in rows:
+        e2e, paired = row["e2e_latency_s"], row.get("e2e_minus_reference_s")
+        table.add_row(
+            row["controller"],
+            row["observes"],
+            _interval(e2e),
+            _interval(paired, sign="+") if paired else "-",
+            f"{row['ttft_s']['mean']:.2f}",
+            f"{1e3 * row['tpot_s']['mean']:.0f}",
+            f"{row['device_energy_j']['mean']:.1f}",
+            f"{row['uplink_kbit_per_token']['mean']:.1f}",
+            f"{row['handovers']['mean']:.2f}",
+            f"{row['decide_us']:.0f}",
+        )
+    return table
+
+
+def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
+    """Show the real runs: latency, block efficiency, acceptance, bytes, measured over predicted."""
+    table = Table(title=f"{title}: real draft/verify runs under the virtual clock")
+    table.add_column("controller")
+    for name in ("E2E (s)", "TTFT (s)", "TPOT (ms)", "tau", "alpha", "up B/token",
+                 "down B/token", "TPOT / predicted", "alpha per task"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for row in rows:
+        s = row.result.summary()
+        table.add_row(
+            row.controller,
+            f"{s['e2e_s']:.2f}",
+            f"{s['ttft_s']:.2f}",
+            f"{1e3 * s['tpot_s']:.0f}",
+            f"{s['tokens_per_verification']:.2f}",
+            f"{s['acceptance']:.3f}",
+            f"{s['uplink_bytes_per_token']:.0f}",
+            f"{s['downlink_bytes_per_token']:.0f}",
+            f"{row.measured_tpot_s / row.predicted_tpot_s:.3f}",
+            " ".join(f"{task} {rate:.2f}" for task, rate in row.acceptance_by_task.items()),
+        )
+    return table
+
+
+def _interval(cell: Mapping[str, Any], sign: str = "") -> str:
+    low, high = cell["ci95"]
+    return f"{cell['mean']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], **facts: object) -> None:
+    """Write evaluation rows to a CSV, whole or not at all.
+
+    Args:
+        path: file to write.
+        rows: evaluation rows.
+        facts: columns that are the same in every row, e.g. hashes.
+    """
+    flat = [_flat(row) | facts for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(path, text.getvalue())
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, object]:
+    """Spread intervals over three columns."""
+    flat: dict[str, object] = {}
+    for name, cell in row.items():
+        if isinstance(cell, Mapping):
+            low, high = cell["ci95"]
+            flat |= {name: _short(cell["mean"]), f"{name}_low": _short(low)}
+            flat |= {f"{name}_high": _short(high)}
+        else:
+            flat[name] = _short(cell) if isinstance(cell, float) else cell
+    return flat
+
+
+def _short(value: float) -> str:
+    """Round to six significant digits, so that a table is the same wherever it is made."""
+    return f"{value:.6g}" if math.isfinite(value) else ""
