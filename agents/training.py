@@ -173,6 +173,7 @@ def _iterate(run: _Run, training: TrainingConfig) -> dict[str, float]:
     return metrics | {
         "time/collect_s": collected - start,
         "time/update_s": updated - collected,
+        "time/env_steps": float(run.learner.env_steps),
         "time/env_steps_per_s": (run.learner.env_steps - steps) / (updated - start),
     }
 

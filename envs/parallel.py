@@ -164,7 +164,11 @@ class NetworkParallelEnv(ParallelEnv[str, DeviceObservation, DeviceAction]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """Draw the network as an image (H, W, 3) where the render mode asks for it."""
-        return draw_state(self.env) if self.render_mode == "rgb_array" else None
+        return (
+            draw_state(self.env.state, self.env.world.bank.site_position_m)
+            if self.render_mode == "rgb_array"
+            else None
+        )
 
     def close(self) -> None:
         """Release nothing: the environment holds no resources."""

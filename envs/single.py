@@ -83,7 +83,11 @@ class NetworkEnv(gymnasium.Env[Array, NDArray[Any]]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """Draw the network as an image (H, W, 3) where the render mode asks for it."""
-        return draw_state(self.env) if self.render_mode == "rgb_array" else None
+        return (
+            draw_state(self.env.state, self.env.world.bank.site_position_m)
+            if self.render_mode == "rgb_array"
+            else None
+        )
 
 
 if ENV_ID not in gymnasium.registry:

@@ -90,7 +90,7 @@ class NetworkVecEnv(VecEnv):
 
     def get_images(self) -> list[NDArray[np.uint8] | None]:
         """Draw the first network; the others are not drawn."""
-        return [draw_state(self.env)]
+        return [draw_state(self.env.state, self.env.world.bank.site_position_m)]
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Return an attribute, once for each network asked for."""

@@ -21,7 +21,7 @@ from uara.decoding.exactness import GreedyCheck
 from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
 from uara.decoding.records import write_jsonl
 from uara.errors import UserError
-from uara.figures.timeline import save_timeline
+from uara.figures.timeline import draw_timeline, save_timeline
 from uara.network import Controller
 from uara.prediction import Physics
 from uara.radio.bank import ChannelBank
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 
 SHIPPED_PROMPTS = PROJECT / "checkpoints" / "pair" / "prompts.jsonl"
 REFERENCE = "greedy_latency"
+TIMELINE_S = (5.0, 25.0)  # part of a run that its picture shows
 
 
 def rule_controller(name: str, task: TaskConfig) -> RuleController:
@@ -139,13 +140,14 @@ def decode_with(
         stem = folder / row.controller
         write_jsonl(stem.with_name(f"{stem.name}-rounds.jsonl"), row.result.rounds)
         write_jsonl(stem.with_name(f"{stem.name}-requests.jsonl"), row.result.requests)
-        save_timeline(
-            stem.with_name(f"{stem.name}-timeline.png"),
+        figure = draw_timeline(
             row.result.requests,
             row.result.rounds,
-            end_s=30.0,
-            title=f"{row.controller}: first 30 s of real draft/verify rounds",
+            start_s=TIMELINE_S[0],
+            end_s=TIMELINE_S[1],
+            title=f"{row.controller}: real draft/verify rounds",
         )
+        save_timeline(figure, stem.with_name(f"{stem.name}-timeline.png"))
     check = setup.check_greedy(controllers[0])
     if progress is not None:
         progress(len(controllers) + 1, len(controllers) + 1)

@@ -1,4 +1,4 @@
-"""Real draft/verify runs of a task: prompts, controllers, exactness, measured over predicted time."""
+"""Real draft/verify runs of a task: controllers, exactness, measured over predicted time."""
 
 from __future__ import annotations
 

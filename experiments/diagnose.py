@@ -1,4 +1,4 @@
-"""Is a scenario worth learning on? Modes, spreads, loads, and what radio and compute each decide."""
+"""Is a scenario worth learning on? Modes, spreads, loads; what radio and compute each decide."""
 
 from __future__ import annotations
 
@@ -109,21 +109,32 @@ def diagnose(
     )
     ones = [mean(play("", server=j)) for j in range(len(task.world.servers))]
 
-    def finding(name: str, value: float, base: float, least: float, words: str) -> Finding:
-        percent = 100 * (value / base - 1)
-        return Finding(name, percent, f"at least {least:g} %: {words}", percent >= least)
-
-    findings = [
-        finding("server_ar over sd", mean(play("greedy_latency", no_draft)), greedy, 20, "rule 1, speculation pays"),
-        finding(f"{worst} over {best}", simple[worst], simple[best], 15, "rule 2, simple rules differ"),
-        finding(f"{best} over greedy", simple[best], greedy, 5, "rule 2, greedy leads"),
-        finding("best one-server rule over greedy", min(ones), greedy, 3, "rule 2, no single server"),
-        finding("greedy with equal gains", mean(play("greedy_latency", view=equal_gains)), greedy, 5, "rule 3, radio decides"),
-        finding("greedy with equal servers", mean(play("greedy_latency", view=equal_servers)), greedy, 5, "rule 3, compute decides"),
-        finding("10 dB less power", mean(play("greedy_latency", quiet)), greedy, 5, "rule 3, power matters"),
-        finding(f"{other} over {task.allocation.bandwidth} split", mean(play("greedy_latency", split_rule)), greedy, 3, "rule 4, spectrum split matters"),
-    ]  # fmt: skip
+    blind_radio = play("greedy_latency", view=equal_gains)
+    blind_compute = play("greedy_latency", view=equal_servers)
+    figures: list[tuple[str, float, float, float, str]] = [
+        ("server_ar over sd", mean(play("greedy_latency", no_draft)), greedy, 20, "1: SD pays"),
+        (f"{worst} over {best}", simple[worst], simple[best], 15, "2: simple rules differ"),
+        (f"{best} over greedy", simple[best], greedy, 5, "2: greedy leads"),
+        ("best one-server rule", min(ones), greedy, 3, "2: no single server"),
+        ("greedy with equal gains", mean(blind_radio), greedy, 5, "3: radio decides"),
+        ("greedy with equal servers", mean(blind_compute), greedy, 5, "3: compute decides"),
+        ("10 dB less power", mean(play("greedy_latency", quiet)), greedy, 5, "3: power matters"),
+        (
+            f"{other} over {task.allocation.bandwidth} split",
+            mean(play("greedy_latency", split_rule)),
+            greedy,
+            3,
+            "4: the split matters",
+        ),
+    ]
+    findings = [_finding(*figure) for figure in figures]
     return findings + _loads(task, bank, split, episodes)
+
+
+def _finding(name: str, value: float, base: float, least: float, words: str) -> Finding:
+    """Express a figure as an excess over a base and hold it against its rule."""
+    percent = 100 * (value / base - 1)
+    return Finding(name, percent, f"at least {least:g} % (rule {words})", percent >= least)
 
 
 def _loads(task: TaskConfig, bank: ChannelBank, split: Split, episodes: int) -> list[Finding]:
@@ -146,7 +157,6 @@ def _loads(task: TaskConfig, bank: ChannelBank, split: Split, episodes: int) -> 
     findings = []
     for j, name in enumerate(task.world.servers):
         load = 100 * mean_interval(share[:, j].numpy(), range(episodes)).mean
-        findings.append(
-            Finding(f"load of server {j} ({name})", load, "1 to 80 %: rule 5, neither full nor idle", 1 <= load <= 80)
-        )  # fmt: skip
+        holds = 1 <= load <= 80
+        findings.append(Finding(f"load of {name} ({j})", load, "1 to 80 % (rule 5)", holds))
     return findings

@@ -49,7 +49,7 @@ class EpisodeRows:
     capped: bool  # some request was not finished when the drain ended
 
     def interval(self, metric: str) -> Interval:
-        """Compute mean and interval of a metric; episodes without a finished request are left out."""
+        """Compute mean and interval of a metric; episodes without a request are left out."""
         values = self.metrics[metric]
         known = np.isfinite(values)
         return mean_interval(values[known], self.world[known])
@@ -143,7 +143,9 @@ def _play(
     totals: dict[str, torch.Tensor] = {}
     spent = 0.0
     limit = task.world.horizon_slots + task.world.drain_slots
-    for slot in range(1, limit + 1):
+    slot = 0
+    while slot < limit:
+        slot += 1
         state = world.state() if view is None else view(world.state())
         begin = time.perf_counter()
         decision: Decision = controller.decide(state)
