@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from uara.control.allocation import AllocationConfig, Allocator
-from uara.control.association import ASSOCIATION_RULES, best_in_reach
+from uara.control.association import ASSOCIATION_RULES, best_in_reach, keep_or
 from uara.control.bandwidth import BANDWIDTH_RULES, split_band
 from uara.control.draft_length import argmin, fixed
 from uara.control.power import POWER_RULES
@@ -33,6 +33,11 @@ class ControlConfig(BaseModel):
 
     association: str = Field(
         "learned", description="learned, or a rule of uara.control.association"
+    )
+    may_move: bool = Field(
+        True,
+        description="whether a learned association may move a running request; rules decide "
+        "for themselves",
     )
     bandwidth: Literal["learned", "equal", "square_root"] = Field(
         "square_root", description="split of a server's band among its devices"
@@ -178,7 +183,8 @@ def _server(
     """Take the chosen servers, or those of the rule, (B, M) long."""
     if action.server is not None:
         legal = _is_legal(action.server, state)
-        return torch.where(legal, action.server, best_in_reach(state.gain, state))
+        server = torch.where(legal, action.server, best_in_reach(state.gain, state))
+        return server if control.may_move else keep_or(state, server)
     if generator is None:
         if control.association == "random":
             raise UserError("association 'random' needs a generator; give a torch.Generator")

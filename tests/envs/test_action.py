@@ -107,3 +107,17 @@ def test_unknown_rules_and_negative_lengths_are_refused() -> None:
     with pytest.raises(ValidationError, match="draft_length is -1"):
         ControlConfig(draft_length=-1)
     assert ALL.learned == ("server", "bandwidth", "power", "draft_length")
+
+
+def test_running_request_keeps_its_server_where_moves_are_off(state: NetworkState) -> None:
+    physics = Physics.of(PhysicsConfig())
+    served = state.with_(server=torch.where(state.has_request, 0, -1))
+    wanted = Action(server=torch.full_like(state.server, state.num_servers - 1))
+    moving = to_decision(wanted, served, ControlConfig(), physics).server
+    staying = to_decision(wanted, served, ControlConfig(may_move=False), physics).server
+    stays = state.reachable[..., 0] & state.has_request
+    moves = state.reachable[..., -1] & state.has_request
+    assert stays.any()
+    assert moves.any()
+    assert bool((staying[stays] == 0).all())
+    assert bool((moving[moves] == state.num_servers - 1).all())
