@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from experiments.cards import ship_policy
 from experiments.comparison import REFERENCE, play_all
 from experiments.config import PROJECT, load_experiment
 from experiments.evaluation import METRICS, EpisodeRows, evaluation_row, load_bank
-from experiments.runs import RUNS, git_commit
+from experiments.runs import RUNS, file_hash, git_commit, run_folder
 from experiments.statistics import paired_difference
 from experiments.sweep import load_rows, sweep
 from experiments.tables import evaluation_table, write_csv
@@ -102,7 +103,7 @@ def make_results(
     root: Path = RUNS,
     folder: Path = FOLDER,
 ) -> list[Table]:
-    """Train, evaluate and write every table; what is done is not done again.
+    """Train, evaluate, ship the seed-0 policies, write every table; what is done stays done.
 
     Args:
         seeds: training seeds 0 .. N-1.
@@ -136,9 +137,14 @@ def make_results(
         rows.controller: rows
         for rows in play_all(config.task, bank, config.task.evaluation.controllers, [])
     }
+    for name in names:
+        first = load_experiment(CONFIGS / f"{name}.yaml", ["seed=0"])
+        if first.learner.kind == "mappo":
+            ship_policy(first, run_folder(first, root), runs[name][0])
     facts = {
         "config_hash": config.task.config_hash(),
         "bank_hash": config.task.bank.config_hash(),
+        "acceptance_hash": file_hash(config.task.acceptance_path),
         "commit": git_commit(),
     }
     tables = []

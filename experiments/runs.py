@@ -5,6 +5,7 @@ runs/<experiment>/seed<k>/: config.yaml, metrics.csv, TensorBoard events, checkp
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -46,6 +47,11 @@ def git_commit() -> str:
         return "unknown"
     dirty = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
     return commit + ("+" if dirty else "")
+
+
+def file_hash(path: Path) -> str:
+    """Hash a file's content: 16 hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def provenance() -> dict[str, Any]:

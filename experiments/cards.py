@@ -1,0 +1,74 @@
+"""Ships a trained policy: its file and a card that says how it was made and what it scores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from agents.training import best_policy_path
+from experiments.config import PROJECT, ExperimentConfig
+from experiments.evaluation import METRICS, EpisodeRows
+from experiments.runs import provenance, write_json, write_text
+
+SHIPPED = PROJECT / "checkpoints" / "policies"
+
+
+def ship_policy(
+    config: ExperimentConfig, run_dir: Path, rows: EpisodeRows, folder: Path = SHIPPED
+) -> Path:
+    """Copy the best policy of a finished run to the checkpoints and write its card.
+
+    Args:
+        config: the experiment.
+        run_dir: folder of the run.
+        rows: its episodes on the evaluation worlds.
+        folder: parent of the policy's folder.
+
+    Returns:
+        The policy file.
+    """
+    home = folder / config.name
+    home.mkdir(parents=True, exist_ok=True)
+    source = best_policy_path(run_dir, config.learner)
+    target = home / source.name
+    temporary = target.with_suffix(".part")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    card = {
+        "policy": target.name,
+        "experiment": config.model_dump(mode="json"),
+        "task_hash": config.task.config_hash(),
+        "bank_hash": config.task.bank.config_hash(),
+        "row": {name: rows.interval(name).as_json() for name in METRICS},
+        "episodes": len(rows.world),
+        "provenance": provenance(),
+    }
+    write_json(home / "card.json", card)
+    write_text(home / "card.md", card_text(config, card))
+    return target
+
+
+def card_text(config: ExperimentConfig, card: dict[str, Any]) -> str:
+    """Write the card for people."""
+    row = card["row"]
+    scores = "\n".join(
+        f"| {name} ({unit}) | {row[name]['mean']:.4g} |" for name, unit in METRICS.items()
+    )
+    return f"""# Policy `{config.name}`
+
+Made by `uara train experiments/{config.name}.yaml seed={config.seed}`
+(commit {card["provenance"]["commit"]}, torch {card["provenance"]["packages"]["torch"]});
+chosen by validation among the policies of that run. It observes as `{config.observation.view}`:
+a phone's own links, its own request and what servers broadcast. Learned heads:
+{", ".join(config.control.learned)}; the rest by closed forms. Trained on the task
+`{config.task.name}` alone; the same weights take any number of devices and servers, but nothing is
+claimed there.
+
+Means over {card["episodes"]} frozen episodes on worlds that training did not see:
+
+| metric | mean |
+| --- | --- |
+{scores}
+"""
