@@ -198,8 +198,12 @@ def decode(
     overrides: Overrides = None,
     policy: Annotated[Path | None, typer.Option(help="trained policy")] = None,
     controller: Annotated[list[str] | None, typer.Option(help="rule; repeatable")] = None,
-    draft: Annotated[Path | None, typer.Option(help="folder of a draft model")] = None,
-    target: Annotated[Path | None, typer.Option(help="folder of a target model")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME")
+    ] = None,
     records: Annotated[Path, typer.Option(help="folder of records and timeline")] = Path(
         "runs/decode"
     ),
@@ -303,8 +307,12 @@ def pair_train(
 
 @pair.command("calibrate")
 def pair_calibrate(
-    draft: Annotated[Path | None, typer.Option(help="folder of a draft model")] = None,
-    target: Annotated[Path | None, typer.Option(help="folder of a target model")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="decode set (JSONL)")] = None,
     temperature: Annotated[float, typer.Option(min=0.01, help="served temperature")] = 0.7,
     json_file: Json = None,

@@ -28,6 +28,7 @@ from uara.radio.bank import ChannelBank
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
+Source = Path | str  # folder of a model, or `hub:OWNER/NAME`
 
 SHIPPED_PROMPTS = PROJECT / "checkpoints" / "pair" / "prompts.jsonl"
 REFERENCE = "greedy_latency"
@@ -81,11 +82,11 @@ def compare(
     return sorted(rows, key=lambda row: float(row["e2e_latency_s"]["mean"]))
 
 
-def open_pair(draft: Path | None, target: Path | None) -> ModelPair:
-    """Load the shipped pair, or another one of which both folders are given.
+def open_pair(draft: Source | None, target: Source | None) -> ModelPair:
+    """Load the shipped pair, or another one of which both models are given.
 
     Raises:
-        UserError: if only one folder is given, or the pair cannot be loaded.
+        UserError: if only one model is given, or the pair cannot be loaded.
     """
     if (draft is None) != (target is None):
         raise UserError("give both --draft and --target, or neither for the shipped pair")
@@ -100,8 +101,8 @@ def decode_with(
     rules: Sequence[str] | None,
     *,
     folder: Path,
-    draft: Path | None = None,
-    target: Path | None = None,
+    draft: Source | None = None,
+    target: Source | None = None,
     prompts: Path = SHIPPED_PROMPTS,
     progress: Progress | None = None,
 ) -> tuple[list[DecodeRow], GreedyCheck]:
@@ -114,8 +115,8 @@ def decode_with(
         policy: trained policy.
         rules: names; the task's by default.
         folder: where `<controller>-{rounds,requests}.jsonl` and `<controller>-timeline.png` go.
-        draft: folder of another draft model.
-        target: folder of another target model.
+        draft: folder of another draft model, or `hub:OWNER/NAME`.
+        target: folder of another target model, or `hub:OWNER/NAME`.
         prompts: decode set.
         progress: called with runs done and in all.
 
@@ -155,7 +156,7 @@ def decode_with(
 
 
 def calibrate(
-    draft: Path | None, target: Path | None, prompts: Path | None, temperature: float
+    draft: Source | None, target: Source | None, prompts: Path | None, temperature: float
 ) -> dict[str, Any]:
     """Measure a pair's acceptance on a decode set (the shipped one by default)."""
     pair = open_pair(draft, target)
