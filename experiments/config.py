@@ -144,7 +144,12 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
     """
     path = Path(path)
     raw = _read_yaml(path)
-    if isinstance(raw.get("task"), str):
+    if "task" not in raw:
+        raise UserError(
+            f"{path} names no task, so it is no experiment; give an experiment file, e.g. "
+            "experiments/quickstart.yaml"
+        )
+    if isinstance(raw["task"], str):
         raw["task"] = _read_yaml(path.parent / raw["task"])
     return _validate(ExperimentConfig, _override(raw, overrides or []), path)
 
@@ -170,8 +175,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"config {path} does not exist; `ls experiments/` shows those that do")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of options; see `uara schema`")
@@ -190,7 +195,12 @@ def _override(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override '{text}': '{parent}' is no group of options")
-        node[last] = yaml.safe_load(value)
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"override '{text}': '{value}' is not YAML; close its brackets and quotes"
+            ) from error
     return raw
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from agents.training import best_policy_path, train
+from agents.training import CHECKPOINT, best_policy_path, train
 from envs.batched import BatchedEnv
 from experiments.config import PROJECT, ExperimentConfig
 from experiments.evaluation import evaluate_controller, load_bank, make_world
@@ -75,8 +76,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Write JSON whole or not at all; numbers that are unknown or unbounded become null."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(content: object) -> object:
+    """Replace what JSON has no word for: infinities and NaN."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def run_folder(config: ExperimentConfig, root: Path = RUNS) -> Path:
@@ -125,7 +135,7 @@ def train_experiment(
         }
 
     resolved = {"experiment": config.model_dump(mode="json"), "provenance": provenance()}
-    if not resume and not (run_dir / "config.yaml").exists():
+    if not resume and not (run_dir / CHECKPOINT).exists():
         write_text(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     train(
         env,
