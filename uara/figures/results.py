@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 LEARNED = "#0072B2"
 RULE = "#999999"
 BEST_RULE = "#D55E00"
+DPI = 150
 LINES = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -23,6 +25,17 @@ def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     ax = figure.add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
+
+
+def _write_png(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=DPI)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def draw_learning_curve(
@@ -50,7 +63,7 @@ def draw_learning_curve(
     ax.set_xlabel("network slots played (thousands)")
     ax.set_ylabel("mean E2E latency on validation episodes (s)")
     ax.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _write_png(figure, path)
 
 
 def draw_latency_bars(rows: Sequence[Mapping[str, object]], path: Path) -> None:
@@ -82,4 +95,4 @@ def draw_latency_bars(rows: Sequence[Mapping[str, object]], path: Path) -> None:
         range(len(rows)), [f"{rows[i]['controller']} ({rows[i]['observes']})" for i in order]
     )
     ax.set_xlabel("mean E2E latency (s), 95 % interval; blue: learned, grey: rules")
-    figure.savefig(path, dpi=150)
+    _write_png(figure, path)
