@@ -276,10 +276,11 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="seed of training")] = 0,
 ) -> None:
     """Walk the whole road: Sionna bank, training, evaluation, real draft/verify runs, figures."""
-    from experiments.quickstart import run_quickstart
+    from experiments.quickstart import CONFIG, run_quickstart
 
     rows = run_quickstart(folder, seed, console)
-    save_json(json_file, "quickstart", {"folder": str(folder), "seed": seed}, rows)
+    config = load_experiment(CONFIG, [f"seed={seed}"])
+    save_json(json_file, "quickstart", config.model_dump(mode="json"), rows)
 
 
 @app.command()

@@ -44,15 +44,17 @@ class EpisodeRows:
     controller: str
     observes: str
     world: NDArray[np.int64]  # (N,) cluster label
-    metrics: dict[str, NDArray[np.float64]]  # (N,) each
+    metrics: dict[str, NDArray[np.float64]]  # (N,) each, by the names of METRICS
     decide_s: float  # wall time of one decision for one network
     capped: bool  # some request was not finished when the drain ended
+    seed: NDArray[np.int64] | None = None  # (N,) of training, where several runs are pooled
 
     def interval(self, metric: str) -> Interval:
         """Compute mean and interval of a metric; episodes without a request are left out."""
         values = self.metrics[metric]
         known = np.isfinite(values)
-        return mean_interval(values[known], self.world[known])
+        seed = None if self.seed is None else self.seed[known]
+        return mean_interval(values[known], self.world[known], seed)
 
 
 def make_world(task: TaskConfig, bank: ChannelBank, num_networks: int) -> World:
@@ -200,4 +202,5 @@ def difference(rows: EpisodeRows, reference: EpisodeRows) -> Interval:
     """Compute the paired difference of E2E latency, rows minus reference, in seconds."""
     a, b = rows.metrics["e2e_latency_s"], reference.metrics["e2e_latency_s"]
     known = np.isfinite(a) & np.isfinite(b)
-    return paired_difference(a[known], b[known], rows.world[known])
+    seed = None if rows.seed is None else rows.seed[known]
+    return paired_difference(a[known], b[known], rows.world[known], seed)
