@@ -16,9 +16,8 @@ from rich.table import Table
 from experiments.cards import ship_policy
 from experiments.comparison import REFERENCE, play_all
 from experiments.config import PROJECT, load_experiment
-from experiments.evaluation import METRICS, EpisodeRows, evaluation_row, load_bank
+from experiments.evaluation import METRICS, EpisodeRows, difference, evaluation_row, load_bank
 from experiments.runs import RUNS, file_hash, git_commit, run_folder
-from experiments.statistics import paired_difference
 from experiments.sweep import load_rows, sweep
 from experiments.tables import evaluation_table, write_csv
 from uara.figures.results import draw_latency_bars
@@ -44,17 +43,15 @@ TABLES = (
 
 
 def pool_seeds(rows: Sequence[EpisodeRows], name: str) -> EpisodeRows:
-    """Put the episodes of several training seeds into one row; a world and a seed are a cluster."""
-    seeds = range(len(rows))
+    """Put the episodes of several training seeds into one row."""
     return EpisodeRows(
         controller=name,
         observes=rows[0].observes,
-        world=np.concatenate(
-            [row.world * 1000 + seed for row, seed in zip(rows, seeds, strict=True)]
-        ),
+        world=np.concatenate([row.world for row in rows]),
         metrics={m: np.concatenate([row.metrics[m] for row in rows]) for m in METRICS},
         decide_s=float(np.mean([row.decide_s for row in rows])),
         capped=any(row.capped for row in rows),
+        seed=np.repeat(np.arange(len(rows)), [len(row.world) for row in rows]),
     )
 
 
@@ -85,11 +82,7 @@ def make_rows(
         row = {**evaluation_row(pooled, paired[REFERENCE]), "kind": "policy"}
         row |= {"seeds": len(runs), "gap_closed": gap_closed(pooled, rules)}
         for rule in SIMPLE:
-            apart = paired_difference(
-                pooled.metrics["e2e_latency_s"],
-                paired[rule].metrics["e2e_latency_s"],
-                pooled.world,
-            )
+            apart = difference(pooled, paired[rule])
             row[f"e2e_minus_{rule}_s"] = apart.as_json()
         table.append(row)
     return sorted(table, key=lambda row: float(row["e2e_latency_s"]["mean"]))
