@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agents.mappo import MappoConfig
 from agents.sb3 import Sb3PpoConfig
@@ -125,6 +125,11 @@ class ExperimentConfig(BaseModel):
     training: TrainingConfig = Field(TrainingConfig(), description="length and batch of training")
     num_networks: int = Field(64, gt=0, description="networks stepped at once in training")
     seed: int = Field(0, ge=0, description="seed of training")
+
+    @field_validator("learner", mode="before")
+    @classmethod
+    def _default_to_mappo(cls, learner: object) -> object:
+        return {"kind": "mappo"} | learner if isinstance(learner, dict) else learner
 
 
 def load_task(path: Path | str, overrides: list[str] | None = None) -> TaskConfig:
