@@ -1,0 +1,59 @@
+"""Every shipped policy loads, belongs to a config of this tree, and keeps the row on its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agents.policy import load_policy
+from experiments.cards import SHIPPED
+from experiments.config import ExperimentConfig, load_experiment
+from experiments.evaluation import evaluate_controller, load_bank
+from uara.prediction import Physics
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
+LIMIT_MB = 40
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    return card
+
+
+def test_a_policy_is_shipped() -> None:
+    assert "quickstart" in {folder.name for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_policy_loads_and_its_card_is_of_the_present_config(folder: Path) -> None:
+    card = card_of(folder)
+    config = ExperimentConfig.model_validate(card["experiment"])
+    policy = load_policy(folder / card["policy"], Physics.of(config.task.physics))
+    assert policy.observes == config.observation.view
+    present = load_experiment(ROOT / "experiments" / f"{folder.name}.yaml", ["seed=0"])
+    assert present.task.config_hash() == card["task_hash"]
+    assert present == config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_policy_reproduces_its_row(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch.set_num_threads(1)
+    card = card_of(folder)
+    task = ExperimentConfig.model_validate(card["experiment"]).task
+    banks = tmp_path_factory.getbasetemp().parent / "banks"
+    policy = load_policy(folder / card["policy"], Physics.of(task.physics))
+    rows = evaluate_controller(policy, task, load_bank(task, banks))
+    stored = card["row"]["e2e_latency_s"]["mean"]
+    # Sionna's float32 arithmetic differs in the last digits between processors.
+    assert rows.interval("e2e_latency_s").mean == pytest.approx(stored, rel=2e-3)
+
+
+def test_checkpoints_stay_small() -> None:
+    size = sum(path.stat().st_size for path in SHIPPED.parent.rglob("*") if path.is_file())
+    assert size < LIMIT_MB * 2**20
