@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEER_VENV := .venv-mobile-env
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install quickstart results test test-all lint clean
+.PHONY: install quickstart results test test-all lint benchmark benchmark-peers clean
 
 install: $(STAMP)
 
@@ -35,5 +36,16 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -n 2
 
+# mobile-env lives in an environment of its own, so that its pins do not meet ours.
+benchmark-peers: $(PEER_VENV)/.installed
+
+$(PEER_VENV)/.installed:
+	$(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip install --quiet mobile-env==2.1.0
+	touch $@
+
+benchmark: install benchmark-peers
+	$(BIN)/python -m benchmarks.env_speed
+
 clean:
-	rm -rf $(VENV) runs banks
+	rm -rf $(VENV) $(PEER_VENV) runs banks

@@ -9,6 +9,7 @@ share of the time. Without others, upload and decoding are those of `uara.predic
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ def assumed_draft_length(physics: Physics) -> int:
 class ServerLoad:
     """What servers broadcast about the devices of the network on them."""
 
-    is_serving: Tensor  # (B, M, E) bool; a device knows its own row only
+    serves: Tensor  # (B, M, E) 1 at the server of a device's request, else 0; own row only
     requests: Tensor  # (B, E)
     uploading: Tensor  # (B, E) of them, still sending their prompt
     held_tokens: Tensor  # (B, E) context tokens in KV memory
@@ -44,15 +45,17 @@ class ServerLoad:
 
 def server_load(state: NetworkState) -> ServerLoad:
     """Add up the requests that lie on each server."""
-    index = torch.arange(state.num_servers)
-    serves = (state.server.unsqueeze(-1) == index) & state.has_request.unsqueeze(-1)
+    dtype = state.gain.dtype
+    # Row 0 of the table is "no server"; looking rows up is faster than comparing with each server.
+    table = torch.eye(state.num_servers + 1, dtype=dtype)[:, 1:].contiguous()
+    row = torch.where(state.has_request, state.server + 1, 0)
+    serves = table.index_select(0, row.flatten()).view(state.gain.shape)
     missing = (state.context_tokens - state.kv_tokens).clamp_min(0)
     is_uploading = state.phase == int(Phase.UPLOADING)
-    dtype = state.gain.dtype
     columns = torch.stack(
         (torch.ones_like(missing), is_uploading.to(dtype), state.kv_tokens, missing), dim=1
     )
-    totals = columns @ serves.to(dtype)  # (B, 4, E)
+    totals = columns @ serves  # (B, 4, E)
     requests, uploading, held, backlog = totals.unbind(1)
     return ServerLoad(serves, requests, uploading, held, backlog + state.foreign_prefill_tokens)
 
@@ -82,14 +85,15 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
         physics: link model, codec, mode, batching.
     """
     mode = MODES[physics.config.mode]
-    serves = load.is_serving.to(state.gain.dtype)
+    serves = load.serves
     others = load.requests[:, None, :] - serves
     efficiency, uplink_bps, downlink_bps = _rates(state, others, physics)
     context = state.context_tokens.unsqueeze(-1)
     held = state.kv_tokens.unsqueeze(-1) * serves
 
     presence = PRESENCE_WHEN_DRAFTING if mode.drafts else 1.0
-    idle = (1 - presence) ** others * (state.foreign_rows <= 0)[:, None, :]
+    is_own = (state.foreign_rows <= 0).to(serves.dtype)  # no foreign rows keep the server busy
+    idle = _by_server(serves, load.requests, lambda others: (1 - presence) ** others * is_own)
     tokens_read = context + presence * (load.held_tokens[:, None, :] - held)
     verify_s = _forward_s(state, others * presence, tokens_read, assumed_draft_length(physics))
     tpot_s = _tpot_s(state, verify_s, 1 - idle, (uplink_bps, downlink_bps), mode, physics)
@@ -102,11 +106,12 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     lacking = (context - held).clamp_min(0)
     per_token_s = state.forward_per_token_s[:, None, :]
     chunk = float(physics.config.batching.prefill_chunk_tokens)
+    fixed_s = state.forward_fixed_s[:, None, :] / chunk
     busy = 1 - idle * (1 - presence)
-    seconds_per_token = per_token_s + busy * state.forward_fixed_s[:, None, :] / chunk
+    seconds_per_token = torch.addcmul(per_token_s, busy, fixed_s)
     backlog = load.backlog_tokens[:, None, :] - lacking * serves
     # First come, first served in an unknown order: on average half of the others go first.
-    half = 0.5 * (lacking > 0)
+    half = 0.5 * lacking.sign()
     prefill_s = (lacking + half * backlog) * seconds_per_token
     interference_s = (1 - half) * backlog * per_token_s
     return LocalPrediction(
@@ -118,6 +123,21 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
         remaining_s=upload_s + prefill_s + interference_s + decode_s,
         inflicted_s=others * lacking * per_token_s,
     )
+
+
+def _by_server(serves: Tensor, requests: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """Spread a function of the number of others over pairs, (B, M, E).
+
+    It is worked out twice per server, for a device that it serves and for one that would join, and
+    not once per pair.
+
+    Args:
+        serves: (B, M, E) 1 or 0.
+        requests: (B, E).
+        value: of the number of other requests on each server, (B, E) to (B, E).
+    """
+    joining, staying = value(requests), value((requests - 1).clamp_min(0))
+    return torch.addcmul(joining[:, None, :], serves, (staying - joining)[:, None, :])
 
 
 def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tensor, Tensor, Tensor]:
