@@ -72,7 +72,7 @@ def load_acceptance(path: Path) -> AcceptanceTable:
             for rule, tasks in raw["rules"].items()
         }
         table = AcceptanceTable(raw["pair"], float(raw["temperature"]), rules)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not an acceptance table ({error!r}); make it anew") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, allowed: {FORMAT_VERSION}")
