@@ -52,8 +52,10 @@ def max_compute(state: NetworkState, allocator: Allocator, generator: torch.Gene
 
 def least_loaded(state: NetworkState, allocator: Allocator, generator: torch.Generator) -> Tensor:
     """Choose the server with the fewest requests; new requests choose one after the other."""
-    server = keep_or(state, torch.zeros_like(state.server))
-    placed = state.has_request & (state.server >= 0)
+    server = keep_or(state, torch.full_like(state.server, -1))
+    # A request whose server went out of reach chooses again, as a new one does.
+    placed = state.has_request & (server >= 0)
+    server = server.clamp_min(0)
     load = (
         sum_by_server(placed.to(state.gain.dtype), server, state.num_servers) + state.foreign_rows
     )
