@@ -103,8 +103,7 @@ def effective_mode(state: NetworkState, decision: Decision, physics: Physics) ->
         if decision.mode is None
         else decision.mode
     )
-    hands_over = (decision.draft_length == 0) & (index != MODE_INDEX["device_only"])
-    return torch.where(hands_over, MODE_INDEX["server_ar"], index)
+    return torch.where(decision.draft_length == 0, MODE_INDEX["server_ar"], index)
 
 
 def uplink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
@@ -125,13 +124,14 @@ def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics)
     gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
     users = sum_by_server(state.has_request.to(gain.dtype), server, state.num_servers)
     share = 1 / users.gather(1, server).clamp_min(1)
-    return rate_bps(
+    rate = rate_bps(
         gain,
         state.downlink_power_w.gather(1, server) * share,
         state.downlink_bandwidth_hz.gather(1, server) * share,
         link.downlink_noise_w_per_hz,
         link,
     )
+    return rate.clamp_min(MIN_RATE_BPS)
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,11 @@ def predict(
     think_s = torch.where(work.draft_bits > 0, draft_s + draft_uplink_s + downlink_s + rtt_s, 0.0)
 
     queue, decodes = _queue(state, server, work, horizon)
-    base_s = state.forward_fixed_s
     chunk = physics.config.batching.prefill_chunk_tokens
-    if horizon == "slot":
-        base_s = base_s + (queue.requests > 0) * (chunk * state.forward_per_token_s)
+    base_s, own_s = _pass_times(state, server, work, queue, chunk, horizon)
     batch = solve_batching(
         think_s,
-        work.own_s,
+        own_s,
         decodes,
         server,
         base_s,
@@ -278,6 +276,19 @@ def _queue(
     )
     foreign = state.foreign_prefill_tokens
     return _Queue(backlog, sums[0] + foreign, sums[1] + (foreign > 0)), decodes
+
+
+def _pass_times(
+    state: NetworkState, server: Tensor, work: _Work, queue: _Queue, chunk: int, horizon: Horizon
+) -> tuple[Tensor, Tensor]:
+    """Compute a pass's time without decoding requests (B, E), and what each adds to it (B, M)."""
+    if horizon == "request":
+        return state.forward_fixed_s, work.own_s
+    chunk_s = chunk * state.forward_per_token_s
+    # A request decodes when its own prefill is over: the passes it meets carry those of others.
+    alone = (queue.backlog > 0) & (queue.requests.gather(1, server) <= 1)
+    own_s = work.own_s - alone * chunk_s.gather(1, server)
+    return state.forward_fixed_s + (queue.requests > 0) * chunk_s, own_s
 
 
 def _prefill(

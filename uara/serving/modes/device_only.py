@@ -12,7 +12,7 @@ from uara.serving.modes.parts import RoundParts
 
 @dataclass(frozen=True)
 class DeviceOnly:
-    """Rounds of `max(gamma, 1)` draft tokens, all committed; lossy against the target model."""
+    """Rounds of `gamma` >= 1 draft tokens, all committed; lossy against the target model."""
 
     name: str = "device_only"
     is_lossless: bool = False
