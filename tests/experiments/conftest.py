@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,12 @@ from experiments.config import TaskConfig, load_task
 from uara.radio.bank import BankConfig, ChannelBank, bank_path
 
 SLOTS = 16
+
+
+def _lengths(low: int, mean: int, high: int, of: Literal["prompt", "output"]) -> dict[str, int]:
+    return {f"{of}_tokens_min": low, f"{of}_tokens_mean": mean, f"{of}_tokens_max": high}
+
+
 TASK: dict[str, Any] = {
     "name": "tiny",
     "bank": {
@@ -24,9 +30,14 @@ TASK: dict[str, Any] = {
     },
     "world": {
         "servers": ["4xA100-40GB", "4xA40"], "horizon_slots": SLOTS,
-        "requests": {"arrivals_per_s": 0.1},
+        "requests": {"arrivals_per_s": 0.2, "tasks": [
+            {"name": "chat", "weight": 2,
+             **_lengths(200, 300, 400, "prompt"), **_lengths(8, 16, 32, "output")},
+            {"name": "code", "weight": 1,
+             **_lengths(400, 600, 900, "prompt"), **_lengths(8, 12, 20, "output")},
+        ]},
     },
-    "evaluation": {"episodes": 12, "controllers": ["max_sinr", "greedy_latency"]},
+    "evaluation": {"episodes": 6, "controllers": ["max_sinr", "greedy_latency"]},
     "decode": {"requests": 4, "output_tokens": 8, "controllers": ["least_loaded"]},
 }  # fmt: skip
 EXPERIMENT: dict[str, Any] = {
@@ -44,7 +55,7 @@ def make_bank(config: BankConfig, sionna_version: str = "none") -> ChannelBank:
     """Make a bank of gains that differ between servers and change a little over time."""
     rng = np.random.default_rng(3)
     shape = (config.num_worlds, config.num_slots, config.num_devices)
-    mean_db = rng.uniform(-115, -90, (config.num_worlds, 1, config.num_devices, config.num_servers))
+    mean_db = rng.uniform(-100, -75, (config.num_worlds, 1, config.num_devices, config.num_servers))
     return ChannelBank(
         gain_db=(mean_db + rng.normal(0, 2, (*shape, config.num_servers))).astype(np.float16),
         position_m=rng.uniform(-200, 200, (*shape, 2)).astype(np.float32),

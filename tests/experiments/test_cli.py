@@ -146,7 +146,7 @@ def test_a_name_on_a_hub_is_taken_as_such(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["evaluate", "none.yaml"], "none.yaml"),
+        (["train", "none.yaml"], "none.yaml"),
         pytest.param(
             ["evaluate", "task.yaml", "world.bandwidth_hz=-1"],
             "greater than 0",
