@@ -67,9 +67,7 @@ def test_module_of_uara_respects_the_order(path: Path) -> None:
 
 def test_only_figures_import_matplotlib() -> None:
     users = {
-        name_of(p)
-        for p in modules()
-        if any(n.split(".")[0] == "matplotlib" for n in imports_of(p))
+        name_of(p) for p in modules() if any(n.split(".")[0] == "matplotlib" for n in imports_of(p))
     }
     assert users
     assert all(user.startswith("uara.figures") for user in users), users

@@ -25,5 +25,6 @@ def check_packages(root: Path | None = None) -> None:
         if found != root / name:
             raise ImportError(
                 f"the package '{name}' is found at {found}, but uara needs its own at "
-                f"{root / name}: uninstall or rename the other one, or put uara's folder first on the Python path"
+                f"{root / name}: uninstall or rename the other one, or put uara's folder first "
+                "on the Python path"
             )

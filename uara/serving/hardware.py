@@ -149,7 +149,8 @@ RACKS: dict[str, Rack] = {
 }
 
 # A 1.24B-parameter draft (Llama-3.2-1B shape) in int8: 1.24 GB read per token at 90 % of the
-# memory bandwidth of the phone's chip. 4 W is a phone's sustained package power, above which it throttles.
+# memory bandwidth of the phone's chip. 4 W is a phone's sustained package power, above which it
+# throttles.
 DRAFT_WEIGHT_BYTES = 1.24e9
 DRAFT_BANDWIDTH_UTILISATION = 0.9
 PHONE_PACKAGE_POWER_W = 4.0

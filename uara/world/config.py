@@ -53,7 +53,7 @@ class WorldConfig(BaseModel):
 
 
 def reachable(gain: Tensor, limit_db: float) -> Tensor:
-    """Find the servers within reach, bool of the gain's shape (B, M, E); the strongest always is."""
+    """Find the servers within reach, (B, M, E) bool like the gain; the strongest always is."""
     return (gain >= 10 ** (limit_db / 10)) | (gain >= gain.amax(-1, keepdim=True))
 
 

@@ -24,8 +24,8 @@ def uniform(*keys: Tensor | int) -> Tensor:
     """Draw uniforms in (0, 1), one for each element of the broadcast keys.
 
     Args:
-        keys: int64 tensors or integers that broadcast, e.g. (episode, device, request, purpose); the
-            order matters.
+        keys: int64 tensors or integers that broadcast, e.g. (episode, device, request, purpose);
+            the order matters.
 
     Returns:
         float64 in the broadcast shape.
