@@ -32,7 +32,7 @@ Source = Path | str  # folder of a model, or `hub:OWNER/NAME`
 
 SHIPPED_PROMPTS = PROJECT / "checkpoints" / "pair" / "prompts.jsonl"
 REFERENCE = "greedy_latency"
-TIMELINE_S = (5.0, 25.0)  # part of a run that its picture shows
+TIMELINE_S = 20.0  # length of the part of a run that its picture shows, from its first round
 
 
 def rule_controller(name: str, task: TaskConfig) -> RuleController:
@@ -141,11 +141,12 @@ def decode_with(
         stem = folder / row.controller
         write_jsonl(stem.with_name(f"{stem.name}-rounds.jsonl"), row.result.rounds)
         write_jsonl(stem.with_name(f"{stem.name}-requests.jsonl"), row.result.requests)
+        start_s = min(record.draft_start_s for record in row.result.rounds)
         figure = draw_timeline(
             row.result.requests,
             row.result.rounds,
-            start_s=TIMELINE_S[0],
-            end_s=TIMELINE_S[1],
+            start_s=start_s,
+            end_s=start_s + TIMELINE_S,
             title=f"{row.controller}: real draft/verify rounds",
         )
         save_timeline(figure, stem.with_name(f"{stem.name}-timeline.png"))

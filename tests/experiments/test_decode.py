@@ -178,6 +178,9 @@ def test_records_and_timelines_are_left_for_each_controller(
     lines = [json.dumps({"id": p.id, "task": p.task, "text": p.text}) for p in PROMPTS]
     (project / "prompts.jsonl").write_text("\n".join(lines))
     folder = project / "decoded"
+    # Over within seconds: the picture begins with the first round, whenever that is.
+    requests = task.world.requests.model_copy(update={"arrivals_per_s": 5.0})
+    task = task.model_copy(update={"world": task.world.model_copy(update={"requests": requests})})
     rows, check = decode_with(
         task, None, ["max_sinr", "least_loaded"], folder=folder, prompts=project / "prompts.jsonl"
     )
