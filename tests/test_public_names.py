@@ -1,0 +1,171 @@
+"""Names that users write: they do not change silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+import typer
+
+import envs
+from agents.mappo import MappoConfig
+from agents.policy import load_policy
+from agents.sb3 import Sb3PpoConfig
+from experiments.cli import app
+from experiments.evaluation import METRICS
+from uara.control.allocation import AllocationConfig
+from uara.control.association import ASSOCIATION_RULES
+from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.power import POWER_RULES
+from uara.decoding.models import load_pair, load_prompts, shipped_pair
+from uara.decoding.run import RULE_CODES, DecodingConfig, run_decoding
+from uara.errors import UserError
+from uara.network import Controller, Decision, NetworkState, SlotOutcome
+from uara.prediction import PhysicsConfig
+from uara.radio.bank import SPLITS
+from uara.serving.hardware import PHONES, RACKS
+from uara.serving.modes import MODES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_names_of_envs() -> None:
+    assert sorted(envs.__all__) == [
+        "Action", "BatchedEnv", "ControlConfig", "EnvRecipe", "NetworkEnv", "NetworkParallelEnv",
+        "NetworkVecEnv", "Observation", "ObservationConfig", "ObservationSchema", "RewardConfig",
+        "Step", "observe", "parallel_env", "schema",
+    ]  # fmt: skip
+    for name in envs.__all__:
+        assert hasattr(envs, name)
+
+
+def test_the_names_of_learners() -> None:
+    assert {MappoConfig().kind, Sb3PpoConfig().kind} == {"mappo", "sb3_ppo"}
+    assert list(inspect.signature(load_policy).parameters) == [
+        "path", "physics", "name", "deterministic",
+    ]  # fmt: skip
+
+
+def test_the_names_of_rules() -> None:
+    assert list(ASSOCIATION_RULES) == [
+        "random", "max_sinr", "max_compute", "least_loaded", "greedy_latency",
+    ]  # fmt: skip
+    assert list(BANDWIDTH_RULES) == ["equal", "square_root"]
+    assert list(POWER_RULES) == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("field", "registry"), [("bandwidth", BANDWIDTH_RULES), ("power", POWER_RULES)]
+)
+def test_a_config_allows_what_its_registry_holds(field: str, registry: dict[str, object]) -> None:
+    assert set(get_args(AllocationConfig.model_fields[field].annotation)) == set(registry)
+
+
+def test_the_names_of_serving() -> None:
+    assert list(MODES) == ["sd", "server_ar", "device_only"]
+    assert set(get_args(PhysicsConfig.model_fields["mode"].annotation)) == set(MODES)
+    codecs = get_args(PhysicsConfig.model_fields["codec"].annotation)
+    assert codecs == ("ids", "id_prob", "topk", "full")
+    assert set(RULE_CODES) == set(codecs)
+    assert set(RACKS) == {"4xA100-40GB", "4xRTX6000Ada", "4xL40S", "4xRTXA6000", "4xA40"}
+    assert set(PHONES) == {
+        "snapdragon-8-gen-3", "snapdragon-8-gen-2", "snapdragon-8-gen-1", "snapdragon-865",
+    }  # fmt: skip
+
+
+def test_the_names_of_decoding() -> None:
+    assert list(inspect.signature(run_decoding).parameters) == [
+        "pair", "requests", "gains", "controller", "world", "physics", "acceptance", "config",
+        "foreign",
+    ]  # fmt: skip
+    assert list(inspect.signature(load_pair).parameters) == ["draft", "target", "dtype"]
+    assert list(inspect.signature(shipped_pair).parameters) == ["dtype"]
+    assert list(inspect.signature(load_prompts).parameters) == ["path"]
+    assert sorted(DecodingConfig.model_fields) == [
+        "drain_slots", "read_token_s", "sample_top_k", "sample_top_p", "seed", "tail_draws",
+        "temperature",
+    ]  # fmt: skip
+
+
+def test_the_names_of_the_network() -> None:
+    assert [field.name for field in dataclasses.fields(Decision)] == [
+        "server", "bandwidth_hz", "power_w", "draft_length", "mode",
+    ]  # fmt: skip
+    assert {"gain", "reachable", "phase", "server", "kv_tokens", "expected_remaining_tokens"} <= {
+        field.name for field in dataclasses.fields(NetworkState)
+    }
+    assert {"finished", "e2e_s", "ttft_s", "handover", "alive_s"} <= {
+        field.name for field in dataclasses.fields(SlotOutcome)
+    }
+    asked = {name for name in vars(Controller) if not name.startswith("_")}
+    assert asked == {"name", "observes", "reset", "decide", "observe"}
+    assert SPLITS == ("train", "tuning", "validation", "evaluation")
+    assert issubclass(UserError, ValueError)
+
+
+def test_the_metrics_of_tables() -> None:
+    assert list(METRICS) == [
+        "e2e_latency_s", "ttft_s", "tpot_s", "device_energy_j", "uplink_kbit_per_token",
+        "handovers", "capped_requests",
+    ]  # fmt: skip
+
+
+COMMANDS = {
+    "channels build": ["--folder", "--force", "--json", "--preview", "--workers"],
+    "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
+    "diagnose": ["--episodes", "--json"],
+    "evaluate": ["--controller", "--csv", "--figure", "--json", "--policy"],
+    "pair calibrate": ["--draft", "--json", "--prompts", "--target", "--temperature"],
+    "pair train": ["--out"],
+    "quickstart": ["--folder", "--json", "--seed"],
+    "results": ["--seeds", "--workers"],
+    "schema": [],
+    "sweep": ["--override", "--seeds", "--workers"],
+    "train": ["--resume", "--run"],
+}
+
+
+def commands() -> dict[str, click.Command]:
+    """Collect the commands of the command line by their full names."""
+    found: dict[str, click.Command] = {}
+    waiting: list[tuple[str, click.Command]] = [("", typer.main.get_command(app))]
+    while waiting:
+        name, command = waiting.pop()
+        below = getattr(command, "commands", None)
+        if below is None:
+            found[name] = command
+        else:
+            waiting += [(f"{name} {word}".strip(), child) for word, child in below.items()]
+    return found
+
+
+def test_the_commands_and_their_options() -> None:
+    found = {
+        name: sorted(
+            option
+            for parameter in command.params
+            for option in parameter.opts
+            if option.startswith("--") and option != "--help"
+        )
+        for name, command in commands().items()
+    }
+    assert found == COMMANDS
+
+
+def test_every_command_says_what_it_does() -> None:
+    for name, command in commands().items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_the_command_is_called_uara() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"uara": "uara.__main__:main"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
