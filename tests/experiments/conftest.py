@@ -69,6 +69,12 @@ def make_bank(config: BankConfig, sionna_version: str = "none") -> ChannelBank:
 
 
 @pytest.fixture
+def made_bank() -> Callable[[BankConfig], ChannelBank]:
+    """Make the bank of any config, of made-up gains."""
+    return make_bank
+
+
+@pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Go to an empty folder with `task.yaml`, `experiment.yaml` and the task's bank in `banks/`."""
     monkeypatch.chdir(tmp_path)
