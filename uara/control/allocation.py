@@ -6,7 +6,7 @@ Shape legend: B networks, M devices, E servers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from uara.control.bandwidth import BANDWIDTH_RULES
 from uara.control.draft_length import argmin, fixed
 from uara.control.power import POWER_RULES
+from uara.errors import UserError
 from uara.network import Decision, NetworkState
 from uara.prediction import Physics
 
@@ -27,7 +28,7 @@ class AllocationConfig(BaseModel):
         "square_root", description="split of a server's band among its devices"
     )
     power: Literal["full"] = Field("full", description="transmit power")
-    draft_length: int | Literal["argmin"] = Field(
+    draft_length: Annotated[int, Field(ge=0)] | Literal["argmin"] = Field(
         "argmin", description="a fixed length, or the one of least predicted time per token"
     )
     search_length: int = Field(
@@ -37,10 +38,22 @@ class AllocationConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Allocator:
-    """Completes a choice of servers to a decision."""
+    """Completes a choice of servers to a decision.
+
+    Raises:
+        UserError: if the fixed draft length is longer than the physics allow.
+    """
 
     config: AllocationConfig
     physics: Physics
+
+    def __post_init__(self) -> None:
+        length, longest = self.config.draft_length, self.physics.config.max_draft_length
+        if length != "argmin" and length > longest:
+            raise UserError(
+                f"draft_length is {length} but physics.max_draft_length allows at most {longest}; "
+                "shorten the one or raise the other"
+            )
 
     def quick(self, state: NetworkState, server: Tensor) -> Decision:
         """Allocate with the draft length taken as given; cheap enough for inner loops."""
