@@ -1,0 +1,439 @@
+"""The world over whole episodes: its outcome is the prediction, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from uara.errors import UserError
+from uara.network import Decision, NetworkState, Phase, SlotOutcome
+from uara.prediction import predict
+from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
+from uara.serving.modes import MODE_INDEX
+from uara.world.config import WorldConfig, reachable
+from uara.world.requests import TaskType
+from uara.world.world import World
+
+MakeWorld = Callable[..., World]
+OneTask = Callable[[int, int, float], TaskType]
+Decide = Callable[[NetworkState], Decision]
+
+GAIN_DB = [[-95.0, -105.0, -112.0], [-108.0, -98.0, -115.0], [-101.0, -99.0, -104.0]]
+
+
+def start(world: World, *episodes: int) -> World:
+    """Begin an episode in every network, all in the bank's first world."""
+    everywhere = torch.ones(world.num_networks, dtype=torch.bool)
+    first = torch.zeros(world.num_networks, dtype=torch.long)
+    world.reset(everywhere, first, torch.tensor(episodes))
+    return world
+
+
+def constant(state: NetworkState, *, server: int = 0, length: int = 4) -> Decision:
+    """Send everybody to one server, its band divided equally."""
+    like = torch.zeros_like(state.server)
+    users = state.has_request.sum(1, keepdim=True).clamp_min(1)
+    return Decision(
+        server=torch.full_like(like, server),
+        bandwidth_hz=(state.uplink_bandwidth_hz[:, [server]] / users).expand(like.shape),
+        power_w=state.power_max_w,
+        draft_length=torch.full_like(like, length),
+    )
+
+
+def wandering(seed: int, length: int | None = None) -> Decide:
+    """Decide at random in every slot, handovers in mid-request included."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def decide(state: NetworkState) -> Decision:
+        shape = state.server.shape
+        lengths = torch.randint(0, 9, shape, generator=draw)
+        moves = torch.rand(shape, generator=draw) < 0.1
+        anew = torch.randint(state.num_servers, shape, generator=draw)
+        return Decision(
+            server=torch.where(moves | (state.server < 0), anew, state.server),
+            bandwidth_hz=2e5 * torch.rand(shape, generator=draw) + 2e4,
+            power_w=state.power_max_w * torch.rand(shape, generator=draw),
+            draft_length=lengths if length is None else torch.full(shape, length),
+        )
+
+    return decide
+
+
+@dataclass
+class Episode:
+    """All slots of a drained episode."""
+
+    states: list[NetworkState]
+    outcomes: list[SlotOutcome]
+
+    def stack(self, name: str) -> Tensor:
+        """Stack a field of the outcomes along time, (T, B, ...)."""
+        return torch.stack([getattr(outcome, name) for outcome in self.outcomes])
+
+
+def play(world: World, decide: Decide, *, true: bool = True, most_slots: int = 3000) -> Episode:
+    episode = Episode([], [])
+    for _ in range(most_slots):
+        episode.states.append(world.state(true=true))
+        episode.outcomes.append(world.step(decide(episode.states[-1])))
+        if episode.outcomes[-1].drained.all():
+            return episode
+    raise AssertionError("the episode did not end")
+
+
+@pytest.fixture(scope="module")
+def wandered(make_world: MakeWorld) -> tuple[World, Episode]:
+    """An episode of four networks under random decisions."""
+    world = start(make_world(GAIN_DB, num=4, arrivals_per_s=0.25), 1, 2, 3, 4)
+    return world, play(world, wandering(0))
+
+
+# What happens on a static network is what was predicted.
+
+
+@pytest.mark.parametrize("attachment_bits", [0.0, 1e6, 8e6])
+@pytest.mark.parametrize(("rack", "length"), [("4xA100-40GB", 4), ("4xA40", 0), ("4xL40S", 8)])
+def test_answer_on_a_static_network_takes_the_predicted_time(
+    make_world: MakeWorld, one_task: OneTask, attachment_bits: float, rack: str, length: int
+) -> None:
+    task = one_task(1500, 96, attachment_bits)
+    world = make_world([[-110.0]], tasks=[task], servers=(rack,))
+    start(world, 1)
+    episode = play(world, lambda state: constant(state, length=length))
+    began = [bool((s.has_request & (s.server < 0)).any()) for s in episode.states]
+    state = episode.states[began.index(True)]
+    plan = predict(state, constant(state, length=length), world.physics)
+    predicted_s = state.age_s + plan.upload_s + plan.prefill_s + 96 * plan.tpot_s
+    finished = next(outcome for outcome in episode.outcomes if outcome.finished.any())
+    assert finished.e2e_s.item() == pytest.approx(predicted_s.item(), rel=1e-3)
+    first_s = state.age_s + plan.upload_s + plan.prefill_s + plan.round_s
+    assert finished.ttft_s.item() == pytest.approx(first_s.item(), rel=1e-3)
+
+
+def test_device_alone_answers_in_the_time_of_drafting(
+    make_world: MakeWorld, one_task: OneTask
+) -> None:
+    world = start(make_world([[-140.0]], tasks=[one_task(1500, 96, 8e6)]), 1)
+
+    def alone(state: NetworkState) -> Decision:
+        local = torch.full_like(state.server, MODE_INDEX["device_only"])
+        plain = constant(state)
+        return Decision(plain.server, plain.bandwidth_hz, plain.power_w, plain.draft_length, local)
+
+    episode = play(world, alone)
+    draft_s = episode.states[0].draft_time_s.item()
+    waited = [
+        s.age_s.item() for s in episode.states if s.has_request.any() and s.tokens_so_far == 0
+    ]
+    finished = [outcome for outcome in episode.outcomes if outcome.finished.any()]
+    assert finished[0].e2e_s.item() == pytest.approx(waited[0] + 96 * draft_s, rel=1e-4)
+    assert episode.stack("uplink_bits").sum() == 0
+    assert episode.stack("server_energy_j").sum() == 0
+
+
+# Nothing is lost, nothing is made.
+
+
+def test_no_request_is_lost(wandered: tuple[World, Episode]) -> None:
+    world, episode = wandered
+    drawn = torch.isfinite(world.requests.arrival_s).sum(2)
+    assert drawn.sum() > 30
+    assert torch.equal(episode.stack("finished").sum(0), drawn)
+
+
+def test_answers_have_the_drawn_lengths_in_order(wandered: tuple[World, Episode]) -> None:
+    world, episode = wandered
+    finished, tokens = episode.stack("finished"), episode.stack("tokens")
+    for network, device in np.ndindex(4, 3):
+        ends = finished[:, network, device].nonzero()[:, 0]
+        drawn = world.requests.output_tokens[network, device, : len(ends)]
+        assert torch.equal(episode.stack("finished_tokens")[ends, network, device], drawn)
+        assert torch.equal(
+            episode.stack("finished_task")[ends, network, device],
+            world.requests.task[network, device, : len(ends)],
+        )
+        committed = tokens[:, network, device].double().cumsum(0)[ends]
+        torch.testing.assert_close(committed, drawn.double().cumsum(0), rtol=1e-5, atol=1e-3)
+        assert tokens[:, network, device].sum() == pytest.approx(drawn.sum().item(), rel=1e-5)
+
+
+def test_time_alive_adds_up_to_the_latencies(wandered: tuple[World, Episode]) -> None:
+    _, episode = wandered
+    alive_s, e2e_s = episode.stack("alive_s").double(), episode.stack("e2e_s").double()
+    assert episode.stack("handover").sum() > 20
+    torch.testing.assert_close(alive_s.sum(0), e2e_s.sum((0, 2)), rtol=1e-5, atol=1e-3)
+
+
+def test_answers_end_inside_their_slot_and_after_their_first_token(
+    wandered: tuple[World, Episode],
+) -> None:
+    world, episode = wandered
+    finished = episode.stack("finished")
+    index = (finished.cumsum(0) - finished.long()).clamp(max=world.requests.task.shape[2] - 1)
+    arrival_s = world.requests.arrival_s.gather(2, index.permute(1, 2, 0)).permute(2, 0, 1)
+    start_s = 0.5 * torch.arange(len(finished))[:, None, None]
+    end_s = (arrival_s + episode.stack("e2e_s")) - start_s
+    assert (end_s[finished] > -1e-3).all()
+    assert (end_s[finished] < 0.5 + 1e-3).all()
+    ttft_s, e2e_s = episode.stack("ttft_s")[finished], episode.stack("e2e_s")[finished]
+    assert (ttft_s > 0).all()
+    assert (ttft_s <= e2e_s).all()
+
+
+def test_uplink_carries_the_prompt_once_and_a_draft_per_round(
+    make_world: MakeWorld, one_task: OneTask
+) -> None:
+    # Every answer has 96 tokens at one acceptance, so every request has the same bits.
+    world = make_world(GAIN_DB, tasks=[one_task(1500, 96, 2e6)], acceptance_std=0.0, num=2)
+    start(world, 5, 6)
+    episode = play(world, wandering(1, length=4))
+    codec = world.physics.codec
+    rounds = 96 / sum(0.7**k for k in range(5))
+    per_request = codec.prompt_bits(1500.0) + 2e6 + rounds * codec.draft_bits(4.0)
+    requests = episode.stack("finished").sum(0)
+    assert episode.stack("handover").any()
+    assert requests.sum() > 5
+    torch.testing.assert_close(
+        episode.stack("uplink_bits").sum(0), requests * per_request, rtol=1e-4, atol=1.0
+    )
+    verdict_bits = codec.verdict_bits(4.0, 0.7)
+    torch.testing.assert_close(
+        episode.stack("downlink_bits").sum(0), requests * rounds * verdict_bits, rtol=1e-4, atol=1.0
+    )
+
+
+def test_slot_never_brings_what_cannot_be(wandered: tuple[World, Episode]) -> None:
+    _, episode = wandered
+    active = torch.stack([state.has_request for state in episode.states])
+    for name in ("tokens", "uplink_bits", "downlink_bits", "e2e_s"):
+        values = episode.stack(name)
+        assert torch.isfinite(values).all()
+        assert (values >= 0).all()
+        assert (values[~active] == 0).all()
+    energy_j = episode.stack("device_energy_j")
+    assert (energy_j >= 0).all()
+    assert (energy_j[~active] == 0).all()
+    # Half a second at full power is the most that a slot takes.
+    power_w = episode.states[0].server_power_w
+    assert (episode.stack("server_energy_j") <= 0.5 * power_w * (1 + 1e-6)).all()
+
+
+# Requests, servers and caches.
+
+
+def test_new_requests_have_no_server_and_no_cache(wandered: tuple[World, Episode]) -> None:
+    _, episode = wandered
+    was_active = torch.zeros(4, 3, dtype=torch.bool)
+    for state, outcome in zip(episode.states, episode.outcomes, strict=True):
+        is_new = state.has_request & ~was_active
+        assert (state.server[is_new] == -1).all()
+        assert (state.kv_tokens[is_new] == 0).all()
+        assert (state.tokens_so_far[is_new] == 0).all()
+        assert (state.upload_bits[is_new] > 0).all()
+        assert (state.server[state.has_request & ~is_new] >= 0).all()
+        was_active = state.has_request & ~outcome.finished
+
+
+def test_handover_in_the_middle_prefills_the_context_anew(
+    make_world: MakeWorld, one_task: OneTask
+) -> None:
+    world = make_world([[-95.0, -95.0]], tasks=[one_task(2000, 200, 0.0)], servers=("4xL40S",) * 2)
+    start(world, 1)
+
+    def run(server: int, until: Callable[[NetworkState], bool]) -> NetworkState:
+        for _ in range(200):
+            state = world.state(true=True)
+            if until(state):
+                return state
+            world.step(constant(state, server=server))
+        raise AssertionError("never came there")
+
+    before = run(0, lambda state: bool((state.tokens_so_far > 50).any()))
+    assert before.phase.item() == Phase.DECODING
+    assert before.kv_tokens.item() == pytest.approx(before.context_tokens.item())
+    move = constant(before, server=1)
+    need_s = predict(before, move, world.physics).prefill_s.item()
+    assert need_s == pytest.approx(before.context_tokens.item() * 0.24e-3, rel=0.01)
+    outcome = world.step(move)
+    after = world.state(true=True)
+    assert outcome.handover.item()
+    assert after.server.item() == 1
+    assert after.tokens_so_far >= before.tokens_so_far
+    assert after.upload_bits.item() == 0
+    if need_s > 0.5:
+        assert outcome.tokens.item() == 0
+        assert after.phase.item() == Phase.PREFILLING
+    resumed = run(1, lambda state: state.phase.item() == Phase.DECODING)
+    assert resumed.kv_tokens.item() == pytest.approx(resumed.context_tokens.item())
+    assert not world.step(constant(resumed, server=1)).handover.item()
+
+
+def test_requests_do_not_depend_on_decisions_nor_on_the_batch(make_world: MakeWorld) -> None:
+    batch = start(make_world(GAIN_DB, num=3, arrivals_per_s=0.15), 9, 4, 7)
+    alone = start(make_world(GAIN_DB, num=1, arrivals_per_s=0.15), 4)
+    wandered, settled = play(batch, wandering(3)), play(alone, constant)
+    for field in fields(alone.requests):
+        drawn = getattr(batch.requests, field.name)[1], getattr(alone.requests, field.name)[0]
+        assert torch.equal(*drawn), field.name
+    assert torch.equal(
+        wandered.stack("finished_tokens").sum(0)[1], settled.stack("finished_tokens").sum(0)[0]
+    )
+
+
+def test_batched_networks_play_as_each_would_alone(make_world: MakeWorld) -> None:
+    batch = start(make_world(GAIN_DB, num=2, arrivals_per_s=0.15), 9, 4)
+    alone = start(make_world(GAIN_DB, num=1, arrivals_per_s=0.15), 4)
+    for _ in range(60):
+        together, single = batch.step(constant(batch.state())), alone.step(constant(alone.state()))
+        torch.testing.assert_close(together.tokens[1:], single.tokens)
+        torch.testing.assert_close(together.alive_s[1:], single.alive_s)
+
+
+# What controllers may know.
+
+
+def test_controllers_see_no_answer_length(make_world: MakeWorld) -> None:
+    honest, longer = (start(make_world(GAIN_DB, arrivals_per_s=0.3), 8) for _ in range(2))
+    longer.requests.output_tokens.add_(1000)
+    for _ in range(60):
+        seen, also_seen = honest.state(), longer.state()
+        for field in fields(NetworkState):
+            same = torch.equal(getattr(seen, field.name), getattr(also_seen, field.name))
+            assert same, field.name
+        outcome = honest.step(constant(seen))
+        longer.step(constant(also_seen))
+        if outcome.finished.any():
+            return
+    raise AssertionError("no answer ended")
+
+
+def test_controllers_learn_the_acceptance_only_from_rounds(
+    make_world: MakeWorld, one_task: OneTask
+) -> None:
+    world = make_world([[-95.0]], tasks=[one_task(300, 400, 0.0)], arrivals_per_s=0.5)
+    start(world, 1)
+    world.requests.acceptance.fill_(0.9)  # the task's mean is 0.7
+    guesses = []
+    for _ in range(30):
+        state = world.state()
+        if state.has_request.any():
+            assert world.state(true=True).acceptance.item() == pytest.approx(0.9)
+            if state.tokens_so_far == 0:
+                assert state.acceptance.item() == pytest.approx(0.7)
+            guesses.append(state.acceptance.item())
+        world.step(constant(state))
+    assert guesses == sorted(guesses)
+    assert 0.75 < guesses[-1] < 0.9
+
+
+def test_controllers_see_old_filtered_gains_and_the_world_uses_those_of_the_slot(
+    make_world: MakeWorld,
+) -> None:
+    level_db = np.random.default_rng(0).uniform(-120, -90, (12, 1, 1)).astype(np.float16)
+    world = start(make_world(level_db, csi_delay_slots=2, gain_filter_s=0.0), 1)
+    for slot in range(12):
+        expected = 10 ** (level_db[max(slot - 2, 0)].item() / 10)
+        assert world.state().gain.item() == pytest.approx(expected, rel=1e-5)
+        now = 10 ** (level_db[slot].item() / 10)
+        assert world.state(true=True).gain.item() == pytest.approx(now, rel=1e-5)
+        world.step(constant(world.state()))
+
+
+def test_strongest_server_is_always_in_reach() -> None:
+    gain = 10 ** (torch.tensor([[[-100.0, -139.0, -141.0], [-150.0, -145.0, -160.0]]]) / 10)
+    assert reachable(gain, -140.0).tolist() == [[[True, True, False], [False, True, False]]]
+
+
+# Resets, ends and refusals.
+
+
+def test_reset_touches_only_the_masked_networks(make_world: MakeWorld) -> None:
+    world = start(make_world(GAIN_DB, num=3, arrivals_per_s=0.3), 1, 2, 3)
+    untouched = start(make_world(GAIN_DB, num=3, arrivals_per_s=0.3), 1, 2, 3)
+    for _ in range(10):
+        world.step(constant(world.state()))
+        untouched.step(constant(untouched.state()))
+    held = world.state()
+    copies = {field.name: getattr(held, field.name).clone() for field in fields(NetworkState)}
+    one = torch.tensor([False, True, False])
+    world.reset(one, torch.zeros(3, dtype=torch.long), torch.tensor([70, 80, 90]))
+    for name, tensor in copies.items():
+        assert torch.equal(getattr(held, name), tensor), f"an earlier state changed its {name}"
+    before, after = untouched.state_dict(), world.state_dict()
+    for name in before:
+        assert torch.equal(before[name][[0, 2]], after[name][[0, 2]]), name
+    fresh = start(make_world(GAIN_DB, num=1, arrivals_per_s=0.3), 80)
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(after[name][[1]], tensor), name
+    for _ in range(20):
+        world_slot, fresh_slot = (w.step(constant(w.state())) for w in (world, fresh))
+        torch.testing.assert_close(world_slot.alive_s[[1]], fresh_slot.alive_s)
+
+
+def test_world_goes_on_from_a_saved_state(make_world: MakeWorld) -> None:
+    world, other = (start(make_world(GAIN_DB, num=2, arrivals_per_s=0.3), 1, 2) for _ in range(2))
+    for _ in range(15):
+        world.step(constant(world.state()))
+    other.load_state_dict(world.state_dict())
+    for _ in range(20):
+        here, there = (w.step(constant(w.state())) for w in (world, other))
+        for field in fields(SlotOutcome):
+            assert torch.equal(getattr(here, field.name), getattr(there, field.name)), field.name
+
+
+def test_saved_state_of_another_size_is_refused(make_world: MakeWorld) -> None:
+    saved = make_world(GAIN_DB, num=2).state_dict()
+    with pytest.raises(UserError, match="3 networks, 3 devices"):
+        make_world(GAIN_DB, num=3).load_state_dict(saved)
+
+
+def test_network_is_drained_when_nothing_is_left_and_nothing_comes(make_world: MakeWorld) -> None:
+    world = start(make_world(GAIN_DB, num=2, arrivals_per_s=0.15), 3, 4)
+    left = torch.isfinite(world.requests.arrival_s).sum((1, 2))
+    for slot in range(400):
+        outcome = world.step(constant(world.state()))
+        left -= outcome.finished.sum(1)
+        assert torch.equal(outcome.drained, (left == 0) & (slot + 1 >= 40))
+        if outcome.drained.all():
+            assert slot + 1 >= 40
+            return
+    raise AssertionError("the episode did not end")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"servers": ("4xA40",) * 2}, "bank has 3 servers but the config names 2"),
+        ({"horizon_slots": 41}, "horizon_slots is 41 but the bank has 40 slots"),
+        ({"slot_s": 0.25}, "slot_s is 0.25 but the bank's slots last 0.5"),
+        ({"servers": ("4xA40", "4xA40", "abacus")}, "server 'abacus' is unknown"),
+        ({"devices": ("slide-rule",)}, "device 'slide-rule' is unknown"),
+    ],
+)
+def test_config_that_does_not_fit_is_refused_in_one_line(
+    make_world: MakeWorld, change: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text) as refusal:
+        make_world(GAIN_DB, **change)
+    assert "\n" not in str(refusal.value)
+
+
+def test_task_without_measured_acceptance_is_refused(make_world: MakeWorld) -> None:
+    world = make_world(GAIN_DB)
+    rates = {world.physics.codec.rule: {"chat": TaskAcceptance(0.7, 0.1)}}
+    with pytest.raises(UserError, match="acceptance of task 'summarise' was not measured"):
+        World(world.config, world.physics, world.bank, AcceptanceTable("p", 0.7, rates), 1)
+
+
+def test_default_config_is_the_meaningful_regime() -> None:
+    config = WorldConfig()
+    assert config.power_max_dbm == 23.0
+    assert config.slot_s == 0.5
+    assert any(task.attachment_bits == 8e6 for task in config.requests.tasks)
