@@ -13,6 +13,14 @@ from experiments.evaluation import METRICS, EpisodeRows
 from experiments.runs import provenance, write_json, write_text
 
 SHIPPED = PROJECT / "checkpoints" / "policies"
+OBSERVES = {
+    "device": "a phone's own links, its own request and what servers broadcast",
+    "network": "the whole state of the network",
+}
+SIZES = {
+    "mappo": "the same weights take any number of devices and servers, but nothing is claimed there",
+    "sb3_ppo": "it takes only as many devices and servers",
+}
 
 
 def ship_policy(
@@ -39,6 +47,7 @@ def ship_policy(
     card = {
         "policy": target.name,
         "experiment": config.model_dump(mode="json"),
+        "observes": rows.observes,
         "task_hash": config.task.config_hash(),
         "bank_hash": config.task.bank.config_hash(),
         "row": {name: rows.interval(name).as_json() for name in METRICS},
@@ -60,11 +69,9 @@ def card_text(config: ExperimentConfig, card: dict[str, Any]) -> str:
 
 Made by `uara train experiments/{config.name}.yaml seed={config.seed}`
 (commit {card["provenance"]["commit"]}, torch {card["provenance"]["packages"]["torch"]});
-chosen by validation among the policies of that run. It observes as `{config.observation.view}`:
-a phone's own links, its own request and what servers broadcast. Learned heads:
-{", ".join(config.control.learned)}; the rest by closed forms. Trained on the task
-`{config.task.name}` alone; the same weights take any number of devices and servers, but nothing is
-claimed there.
+chosen by validation among the policies of that run. It observes as `{card["observes"]}`:
+{OBSERVES[card["observes"]]}. Learned heads: {", ".join(config.control.learned)}; the rest by closed
+forms. Trained on the task `{config.task.name}` alone; {SIZES[config.learner.kind]}.
 
 Means over {card["episodes"]} frozen episodes on worlds that training did not see:
 
