@@ -56,7 +56,7 @@ def test_what_was_not_measured_is_refused(tmp_path: Path, rule: str, task: str, 
 def test_what_is_no_table_of_this_version_is_refused_in_one_line(
     tmp_path: Path, content: object
 ) -> None:
-    with pytest.raises(UserError, match="acceptance.json") as refusal:
+    with pytest.raises(UserError, match=r"acceptance\.json") as refusal:
         load_acceptance(write(tmp_path, content))
     assert "\n" not in str(refusal.value)
 

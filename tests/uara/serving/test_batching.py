@@ -60,7 +60,7 @@ def test_cycles_of_two_to_six_drafting_devices_agree_with_the_simulation() -> No
         solved = statistics.fmean(cycles_s(solve(think_s, own_s), think_s))
         errors.append(abs(solved / simulated - 1))
     assert statistics.median(errors) < 0.05
-    assert max(errors) < 0.2
+    assert max(errors) < 0.1
 
 
 def test_plain_decoding_devices_share_every_pass_and_never_wait() -> None:

@@ -93,6 +93,6 @@ def test_forward_time_is_linear_for_numbers_and_tensors_alike() -> None:
 
 @pytest.mark.parametrize("look_up", [get_rack, get_phone])
 def test_unknown_machine_is_refused_with_the_names_that_are_known(look_up: object) -> None:
-    with pytest.raises(UserError, match="'abacus' is unknown; allowed: (4x|snap)") as refusal:
+    with pytest.raises(UserError, match=r"'abacus' is unknown; allowed: (4x|snap)") as refusal:
         look_up("abacus")  # type: ignore[operator]
     assert "\n" not in str(refusal.value)
