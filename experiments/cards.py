@@ -18,7 +18,7 @@ OBSERVES = {
     "network": "the whole state of the network",
 }
 SIZES = {
-    "mappo": "the same weights take any number of devices and servers, but nothing is claimed there",
+    "mappo": "the same weights take any number of devices and servers, without any claim there",
     "sb3_ppo": "it takes only as many devices and servers",
 }
 
