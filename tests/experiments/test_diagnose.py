@@ -41,6 +41,7 @@ def test_equal_servers_are_the_mean_rack(state: NetworkState) -> None:
     assert torch.equal(blind.gain, state.gain)
 
 
+@pytest.mark.slow
 def test_the_diagnosis_compares_with_greedy(task: TaskConfig, bank: ChannelBank) -> None:
     findings = diagnose(task, bank, split="evaluation", episodes=6)
     by_name = {finding.name: finding for finding in findings}
