@@ -160,6 +160,27 @@ def test_greedy_comes_close_to_the_best_of_all_associations(
     assert (simple / best - 1).mean() > 0.1
 
 
+def test_greedy_inserts_new_requests_by_best_gain_where_the_total_is_least(
+    typical: NetworkState, physics: Physics
+) -> None:
+    allocator = Allocator(AllocationConfig(), physics)
+    server = decide("greedy_latency", typical, physics).server
+    for network in range(15):
+        alone = typical.select(torch.tensor([network]))
+        best_gain = alone.gain[0].max(1).values.tolist()
+        chosen = torch.zeros(1, 4, dtype=torch.long)
+        phase = torch.full((1, 4), int(Phase.IDLE))
+        for device in sorted(range(4), key=lambda i: -best_gain[i]):
+            phase[0, device] = Phase.UPLOADING
+            totals = []
+            for candidate in range(3):
+                chosen[0, device] = candidate
+                view = alone.with_(phase=phase.clone())
+                totals.append(total_remaining_s(view, chosen.clone(), allocator).item())
+            chosen[0, device] = totals.index(min(totals))
+        assert torch.equal(chosen[0], server[network])
+
+
 def test_greedy_moves_a_request_only_when_the_prefill_pays(
     make_state: MakeState, physics: Physics
 ) -> None:

@@ -407,6 +407,11 @@ def test_network_is_drained_when_nothing_is_left_and_nothing_comes(make_world: M
     raise AssertionError("the episode did not end")
 
 
+def test_deserted_network_is_drained_at_the_end_of_the_horizon(make_world: MakeWorld) -> None:
+    world = start(make_world(GAIN_DB, arrivals_per_s=1e-9), 1)
+    assert len(play(world, constant).outcomes) == 40
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
