@@ -57,10 +57,29 @@ def setup(task: TaskConfig, bank: ChannelBank, pair: ModelPair) -> DecodeSetup:
 
 
 @dataclass
+class Turning:
+    """Sends everybody to the one server, then to the other, so that requests are handed over."""
+
+    rules: RuleController
+    name: str = "turning"
+    observes: str = "network"
+
+    def reset(self, mask: torch.Tensor, generator: torch.Generator) -> None:
+        self.rules.reset(mask, generator)
+
+    def decide(self, state: NetworkState) -> Decision:
+        turn = int(state.time_s[0] / 1.5) % 2
+        return self.rules.allocator(state, torch.full_like(state.server, turn))
+
+    def observe(self, outcome: SlotOutcome) -> None:
+        self.rules.observe(outcome)
+
+
+@dataclass
 class Watcher:
     """A rule that keeps what passes through it."""
 
-    inner: RuleController
+    inner: RuleController | Turning
     name: str = "watcher"
     observes: str = "network"
     resets: int = 0
@@ -83,14 +102,14 @@ def test_the_log_passes_everything_on_and_notes_the_predicted_time(
     task: TaskConfig, bank: ChannelBank
 ) -> None:
     physics = Physics.of(task.physics)
-    watcher = Watcher(rule_controller("greedy_latency", task))
+    watcher = Watcher(Turning(rule_controller("greedy_latency", task)))
     log = PredictionLog(watcher, physics)
     assert (log.name, log.observes) == ("watcher", "network")
     everyone = torch.ones(1, dtype=torch.bool)
     log.reset(everyone, torch.Generator())
     world = make_world(task, bank, 1)
     world.reset(everyone, torch.tensor([4]), torch.tensor([99]))
-    outcomes, wanted = [], []
+    outcomes, wanted, moved = [], [], 0
     for _ in range(task.world.horizon_slots):
         state = world.state()
         decision = log.decide(state)
@@ -98,11 +117,14 @@ def test_the_log_passes_everything_on_and_notes_the_predicted_time(
         tpot_s = predict(state, decision, physics).tpot_s[0]
         for device in range(3):
             moves = int(decision.server[0, device]) != int(state.server[0, device])
-            if int(state.phase[0, device]) == Phase.DECODING and not moves:
+            is_decoding = int(state.phase[0, device]) == Phase.DECODING
+            moved += is_decoding and moves
+            if is_decoding and not moves:
                 wanted.append((device, float(state.time_s[0]), float(tpot_s[device])))
         outcomes.append(world.step(decision))
         log.observe(outcomes[-1])
     assert len(wanted) >= 3
+    assert moved >= 1
     noted = [(m, time, value) for m, own in log.predicted.items() for time, value in own]
     assert sorted(noted) == sorted(wanted)
     assert watcher.outcomes == outcomes

@@ -166,6 +166,25 @@ def test_requests_that_the_cap_cuts_off_are_counted_with_their_time(
     )
 
 
+def test_a_cut_request_counts_in_what_is_reckoned_per_request(
+    task: TaskConfig, bank: ChannelBank
+) -> None:
+    def total(witness: Witness, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return (
+            torch.stack([getattr(o, name) for o in witness.outcomes]).double().sum((0, 2)).numpy()
+        )
+
+    whole, cut = (Witness(rule_controller("random", task)) for _ in range(2))
+    evaluate_controller(whole, task, bank)
+    rows = evaluate_controller(cut, limited(task, drain_slots=0), bank)
+    arrived, done = total(whole, "finished"), total(cut, "finished")
+    known = arrived > 0
+    assert (done[known] < arrived[known]).any()
+    assert rows.metrics["capped_requests"][known] == pytest.approx(1 - (done / arrived)[known])
+    energy_j = total(cut, "device_energy_j") / arrived
+    assert rows.metrics["device_energy_j"][known] == pytest.approx(energy_j[known])
+
+
 def test_a_split_without_worlds_is_refused(task: TaskConfig, bank: ChannelBank) -> None:
     with pytest.raises(UserError, match=r"no turning worlds|split is 'turning'"):
         evaluate_controller(rule_controller("random", task), task, bank, split="turning")  # type: ignore[arg-type]

@@ -54,6 +54,14 @@ def test_worlds_that_are_all_alike_leave_the_interval_of_the_seeds() -> None:
     assert bounds(interval) == pytest.approx(bounds(mean_interval(by_seed, range(3))))
 
 
+def test_crossed_interval_by_hand() -> None:
+    # worlds x seeds [[0, 1], [4, 7]]: mean squares 25 of worlds, 4 of seeds, 1 of the rest;
+    # variance (25 + 4 - 1) / 4 = 7 with 28^2 / (25^2 + 4^2 + 1^2) degrees of freedom
+    interval = mean_interval([0, 4, 1, 7], [0, 1, 0, 1], [0, 0, 1, 1])
+    half = stats.t.ppf(0.975, 784 / 642) * 7**0.5
+    assert bounds(interval) == pytest.approx((3, 3 - half, 3 + half))
+
+
 def test_a_world_that_some_seed_misses_is_left_out() -> None:
     whole = mean_interval([1, 2, 3, 5], [0, 1, 0, 1], [0, 0, 1, 1])
     assert mean_interval([1, 2, 99, 3, 5], [0, 1, 2, 0, 1], [0, 0, 0, 1, 1]) == whole
