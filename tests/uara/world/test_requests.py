@@ -106,6 +106,14 @@ def test_acceptance_has_the_measured_mean_and_spread(table: RequestTable) -> Non
         assert 0 < drawn.min() <= drawn.max() < 1
 
 
+@pytest.mark.parametrize("mean", [0.05, 0.5, 0.97])
+def test_wide_spread_of_acceptance_stays_inside_and_keeps_the_mean(mean: float) -> None:
+    wide = torch.full((4,), 0.5)
+    table = draw_requests(torch.arange(200), 8, HORIZON_S, CONFIG, torch.full((4,), mean), wide)
+    assert 0 < table.acceptance.min() <= table.acceptance.max() < 1
+    assert table.acceptance.double().mean().item() == pytest.approx(mean, abs=0.01)
+
+
 def test_no_spread_gives_everybody_the_mean() -> None:
     config = RequestConfig(acceptance_spread=0.0)
     even = draw_requests(torch.arange(3), 2, HORIZON_S, config, MEAN, STD)
