@@ -94,8 +94,7 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     presence = PRESENCE_WHEN_DRAFTING if mode.drafts else 1.0
     is_own = (state.foreign_rows <= 0).to(serves.dtype)  # no foreign rows keep the server busy
     idle = _by_server(serves, load.requests, lambda others: (1 - presence) ** others * is_own)
-    tokens_read = context + presence * (load.held_tokens[:, None, :] - held)
-    verify_s = _forward_s(state, others * presence, tokens_read, assumed_draft_length(physics))
+    verify_s = _forward_s(state, load, presence, assumed_draft_length(physics))
     tpot_s = _tpot_s(state, verify_s, 1 - idle, (uplink_bps, downlink_bps), mode, physics)
     decode_s = state.expected_remaining_tokens.unsqueeze(-1) * tpot_s
     if not mode.uses_server:
@@ -143,12 +142,13 @@ def _by_server(serves: Tensor, requests: Tensor, value: Callable[[Tensor], Tenso
 def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tensor, Tensor, Tensor]:
     """Compute uplink efficiency and both rates at an equal share of the band, (B, M, E) each."""
     link = physics.config.link
-    uplink_hz = state.uplink_bandwidth_hz[:, None, :] / (others + 1)
+    sharers = others + 1
+    uplink_hz = state.uplink_bandwidth_hz[:, None, :] / sharers
     power = (state.power_max_w / link.uplink_noise_w_per_hz).unsqueeze(-1)
     efficiency = spectral_efficiency(state.gain * power / uplink_hz, link)
     # A server spreads its power evenly over its band, so the share leaves the SNR alone.
     density = state.downlink_power_w / (state.downlink_bandwidth_hz * link.downlink_noise_w_per_hz)
-    downlink_hz = state.downlink_bandwidth_hz[:, None, :] / (others + 1)
+    downlink_hz = state.downlink_bandwidth_hz[:, None, :] / sharers
     downlink_bps = downlink_hz * spectral_efficiency(state.gain * density[:, None, :], link)
     return (
         efficiency,
@@ -157,15 +157,19 @@ def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tenso
     )
 
 
-def _forward_s(
-    state: NetworkState, other_rows: Tensor, tokens_read: Tensor, draft_length: int
-) -> Tensor:
+def _forward_s(state: NetworkState, load: ServerLoad, presence: float, draft_length: int) -> Tensor:
     """Compute the time of a forward pass that carries the request, (B, M, E)."""
+    per_context_s = state.forward_per_context_s
     row_s = state.forward_per_row_s + (draft_length + 1) * state.forward_per_token_s
     foreign_s = state.foreign_rows * (state.forward_per_row_s + state.forward_per_token_s)
     alone_s = state.forward_fixed_s + foreign_s + row_s
-    per_context_s = state.forward_per_context_s[:, None, :]
-    return alone_s[:, None, :] + other_rows * row_s[:, None, :] + tokens_read * per_context_s
+    others_s = presence * (load.requests * row_s + load.held_tokens * per_context_s)
+    context = state.context_tokens.unsqueeze(-1)
+    joining_s = torch.addcmul((alone_s + others_s)[:, None, :], context, per_context_s[:, None, :])
+    # A device that is served already is not one of the others.
+    server = state.server.clamp_min(0)
+    own_s = row_s.gather(1, server) + state.kv_tokens * per_context_s.gather(1, server)
+    return joining_s.addcmul_(load.serves, own_s.unsqueeze(-1), value=-presence)
 
 
 def _tpot_s(

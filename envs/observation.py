@@ -23,6 +23,7 @@ from uara.network import NetworkState, Phase
 from uara.prediction import Physics
 
 SCHEMA_VERSION = 1
+BLOCK = 256  # networks whose rows are put together at once
 
 View = Literal["device", "network"]
 Group = Literal["device", "pair", "server"]
@@ -262,7 +263,11 @@ def _bounded_rows(group: Group, columns: tuple[Tensor, ...]) -> Tensor:
         f"{group} rows have {len(columns)} features, not {len(features)}"
     )
     rows = columns[0].new_empty((*columns[0].shape, len(features)))
-    # Column by column into place: one pass, where stacking and then bounding takes two slow ones.
-    for index, (column, feature) in enumerate(zip(columns, features, strict=True)):
-        torch.clamp(column, feature.low, feature.high, out=rows[..., index])
+    # Column by column into place: one pass, where stacking and then bounding takes two slow ones;
+    # and block by block, so that the rows are still in the cache when the next column comes.
+    for block, *parts in zip(
+        rows.split(BLOCK), *(column.split(BLOCK) for column in columns), strict=True
+    ):
+        for index, (part, feature) in enumerate(zip(parts, features, strict=True)):
+            torch.clamp(part, feature.low, feature.high, out=block[..., index])
     return rows

@@ -91,24 +91,28 @@ def solve_batching(
         config: iterations.
     """
     num_servers = base_s.shape[-1]
-    base = (base_s + foreign_rows * foreign_row_s).gather(1, server)
-    foreign_idle = torch.where(foreign_rows > 0, 0.0, 1.0).gather(1, server)
-    verify_s = base + own_s
+    is_free = (foreign_rows <= 0).to(base_s.dtype)
+    foreign_idle = is_free.gather(1, server)
+    alone_s = (base_s + foreign_rows * foreign_row_s).gather(1, server) + own_s
+    # Plain decoding sits in every pass: it never finds one in progress.
+    waits = (think_s > 0).to(think_s.dtype)
+    verify_s = alone_s
     wait_s = torch.zeros_like(verify_s)
     presence = participates * verify_s / (think_s + verify_s)
     pair_server = server.expand(2, *server.shape)
     for _ in range(config.iterations):
-        log_idle = torch.log1p(-presence.clamp(max=1 - 1e-6))
-        work_s = presence * own_s
-        totals = sum_by_server(torch.stack((log_idle, work_s)), pair_server, num_servers)
-        log_idle_all, work_all = totals.gather(-1, pair_server)
-        busy = 1 - foreign_idle * torch.exp(log_idle_all - log_idle)
-        verify_s = base + own_s + work_all - work_s
+        own = torch.stack((_log_idle(presence), presence * own_s))
+        totals = sum_by_server(own, pair_server, num_servers)
+        log_idle, work_s = totals.gather(-1, pair_server) - own  # of the others
+        busy = 1 - foreign_idle * log_idle.exp()
+        verify_s = alone_s + work_s
         residual_s = busy * residual_share(think_s, verify_s) * verify_s
-        # Plain decoding sits in every pass: it never finds one in progress.
-        wait_s = 0.5 * (wait_s + torch.where(think_s > 0, residual_s, 0.0))
+        wait_s = 0.5 * (wait_s + waits * residual_s)
         presence = participates * verify_s / (think_s + wait_s + verify_s)
-    log_idle = torch.log1p(-presence.clamp(max=1 - 1e-6))
-    idle = torch.exp(sum_by_server(log_idle, server, num_servers))
-    busy_server = 1 - idle * torch.where(foreign_rows > 0, 0.0, 1.0)
-    return Batch(wait_s=wait_s, verify_s=verify_s, presence=presence, busy=busy_server)
+    idle = torch.exp(sum_by_server(_log_idle(presence), server, num_servers))
+    return Batch(wait_s=wait_s, verify_s=verify_s, presence=presence, busy=1 - idle * is_free)
+
+
+def _log_idle(presence: Tensor) -> Tensor:
+    """Compute the log of the probability that a device sits in no pass; finite at presence 1."""
+    return torch.log1p(-presence.clamp(max=1 - 1e-6))
