@@ -1,4 +1,4 @@
-"""Every shipped policy loads, belongs to a config of this tree, and keeps the row on its card."""
+"""Every shipped policy loads and belongs to a config of this tree; checkpoints stay small."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from agents.policy import load_policy
 from experiments.cards import SHIPPED
 from experiments.config import ExperimentConfig, load_experiment
-from experiments.evaluation import evaluate_controller, load_bank
 from uara.prediction import Physics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +23,6 @@ def card_of(folder: Path) -> dict[str, Any]:
     return card
 
 
-def test_a_policy_is_shipped() -> None:
-    assert "quickstart" in {folder.name for folder in FOLDERS}
-
-
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_policy_loads_and_its_card_is_of_the_present_config(folder: Path) -> None:
     card = card_of(folder)
@@ -38,20 +32,6 @@ def test_policy_loads_and_its_card_is_of_the_present_config(folder: Path) -> Non
     present = load_experiment(ROOT / "experiments" / f"{folder.name}.yaml", ["seed=0"])
     assert present.task.config_hash() == card["task_hash"]
     assert present == config
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_policy_reproduces_its_row(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    torch.set_num_threads(1)
-    card = card_of(folder)
-    task = ExperimentConfig.model_validate(card["experiment"]).task
-    banks = tmp_path_factory.getbasetemp().parent / "banks"
-    policy = load_policy(folder / card["policy"], Physics.of(task.physics))
-    rows = evaluate_controller(policy, task, load_bank(task, banks))
-    stored = card["row"]["e2e_latency_s"]["mean"]
-    # Sionna's float32 arithmetic differs in the last digits between processors.
-    assert rows.interval("e2e_latency_s").mean == pytest.approx(stored, rel=2e-3)
 
 
 def test_checkpoints_stay_small() -> None:
