@@ -38,7 +38,7 @@ from uara.world.world import World
 
 THREADS = 1
 SIZES = ((30, 4), (30, 13))  # devices, servers; the second is that of the peer
-BATCH_SIZES = (1, 64, 128, 256, 512)
+BATCH_SIZES = (1, 128, 256, 512, 1024)
 WORLDS = 16
 PEER_PYTHON = Path(".venv-mobile-env/bin/python")
 PEER_SCRIPT = Path(__file__).with_name("mobile_env_speed.py")

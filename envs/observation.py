@@ -23,7 +23,6 @@ from uara.network import NetworkState, Phase
 from uara.prediction import Physics
 
 SCHEMA_VERSION = 1
-BLOCK = 256  # networks whose rows are put together at once
 
 View = Literal["device", "network"]
 Group = Literal["device", "pair", "server"]
@@ -203,18 +202,16 @@ def _pair_rows(state: NetworkState, load: ServerLoad, local: LocalPrediction) ->
     """Gather what a device knows of each server for itself, (B, M, E, Fp)."""
     in_reach = torch.where(state.reachable, local.remaining_s, torch.inf)
     regret_s = local.remaining_s - in_reach.amin(-1, keepdim=True)
-    times = torch.stack(
-        (
-            local.upload_s,
-            local.prefill_s,
-            local.remaining_s,
-            regret_s.clamp_min_(0),
-            local.inflicted_s,
-            10 * local.tpot_s,
-        )
+    times = (
+        local.upload_s,
+        local.prefill_s,
+        local.remaining_s,
+        regret_s.clamp_min_(0),
+        local.inflicted_s,
+        10 * local.tpot_s,
     )
-    weight = (state.has_request.to(times.dtype) / 3).unsqueeze(-1).expand(times.shape[1:])
-    times.log1p_().mul_(weight.contiguous())
+    active = state.has_request.to(state.gain.dtype)
+    weight = (active / 3).unsqueeze(-1).expand(state.gain.shape).contiguous()
     gain_db = 10 * torch.log10(state.gain.clamp_min(1e-30))
     return _bounded_rows(
         "pair",
@@ -223,7 +220,7 @@ def _pair_rows(state: NetworkState, load: ServerLoad, local: LocalPrediction) ->
             local.spectral_efficiency / 5,
             load.serves,
             local.held_tokens / 1000,
-            *times.unbind(),
+            *(torch.log1p(seconds).mul_(weight) for seconds in times),
         ),
     )
 
@@ -262,12 +259,8 @@ def _bounded_rows(group: Group, columns: tuple[Tensor, ...]) -> Tensor:
     assert len(columns) == len(features), (
         f"{group} rows have {len(columns)} features, not {len(features)}"
     )
-    rows = columns[0].new_empty((*columns[0].shape, len(features)))
-    # Column by column into place: one pass, where stacking and then bounding takes two slow ones;
-    # and block by block, so that the rows are still in the cache when the next column comes.
-    for block, *parts in zip(
-        rows.split(BLOCK), *(column.split(BLOCK) for column in columns), strict=True
-    ):
-        for index, (part, feature) in enumerate(zip(parts, features, strict=True)):
-            torch.clamp(part, feature.low, feature.high, out=block[..., index])
-    return rows
+    rows = columns[0].new_empty((len(features), *columns[0].shape))
+    for row, column, feature in zip(rows, columns, features, strict=True):
+        torch.clamp(column, feature.low, feature.high, out=row)
+    # Feature by feature in memory: side by side, writing them would take longer than making them.
+    return rows.movedim(0, -1)
