@@ -111,16 +111,17 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     backlog = load.backlog_tokens[:, None, :] - lacking * serves
     # First come, first served in an unknown order: on average half of the others go first.
     half = 0.5 * lacking.sign()
-    prefill_s = (lacking + half * backlog) * seconds_per_token
-    interference_s = (1 - half) * backlog * per_token_s
+    ahead = half * backlog
+    prefill_s = (lacking + ahead).mul_(seconds_per_token)
+    interference_s = (backlog - ahead).mul_(per_token_s)
     return LocalPrediction(
         spectral_efficiency=efficiency,
         held_tokens=held,
         upload_s=upload_s,
         prefill_s=prefill_s,
         tpot_s=tpot_s,
-        remaining_s=upload_s + prefill_s + interference_s + decode_s,
-        inflicted_s=others * lacking * per_token_s,
+        remaining_s=(upload_s + prefill_s).add_(interference_s).add_(decode_s),
+        inflicted_s=(others * lacking).mul_(per_token_s),
     )
 
 
@@ -145,7 +146,7 @@ def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tenso
     sharers = others + 1
     uplink_hz = state.uplink_bandwidth_hz[:, None, :] / sharers
     power = (state.power_max_w / link.uplink_noise_w_per_hz).unsqueeze(-1)
-    efficiency = spectral_efficiency(state.gain * power / uplink_hz, link)
+    efficiency = spectral_efficiency((state.gain * power).div_(uplink_hz), link)
     # A server spreads its power evenly over its band, so the share leaves the SNR alone.
     density = state.downlink_power_w / (state.downlink_bandwidth_hz * link.downlink_noise_w_per_hz)
     downlink_hz = state.downlink_bandwidth_hz[:, None, :] / sharers

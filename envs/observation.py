@@ -212,11 +212,11 @@ def _pair_rows(state: NetworkState, load: ServerLoad, local: LocalPrediction) ->
     )
     active = state.has_request.to(state.gain.dtype)
     weight = (active / 3).unsqueeze(-1).expand(state.gain.shape).contiguous()
-    gain_db = 10 * torch.log10(state.gain.clamp_min(1e-30))
+    gain_db = torch.log10(state.gain.clamp_min(1e-30)).mul_(10)
     return _bounded_rows(
         "pair",
         (
-            (gain_db + 100) / 20,
+            gain_db.add_(100).div_(20),
             local.spectral_efficiency / 5,
             load.serves,
             local.held_tokens / 1000,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -79,10 +80,10 @@ class NetworkState:
         """E."""
         return self.gain.shape[2]
 
-    @property
+    @cached_property
     def has_request(self) -> Tensor:
         """Tell which devices have a current request, (B, M) bool."""
-        return self.phase != Phase.IDLE
+        return self.phase != int(Phase.IDLE)
 
     @property
     def context_tokens(self) -> Tensor:

@@ -30,7 +30,7 @@ def keep_or(state: NetworkState, fresh: Tensor) -> Tensor:
 
 def best_in_reach(score: Tensor, state: NetworkState) -> Tensor:
     """Take the reachable server of highest score (B, M, E); the first of equals."""
-    return score.masked_fill(~state.reachable, -torch.inf).argmax(-1)
+    return torch.where(state.reachable, score, -torch.inf).argmax(-1)
 
 
 def random(state: NetworkState, allocator: Allocator, generator: torch.Generator) -> Tensor:

@@ -56,7 +56,7 @@ def dbm_to_w(power_dbm: float) -> float:
 def spectral_efficiency(snr: Tensor, config: LinkConfig) -> Tensor:
     """Compute bit/s/Hz from a linear SNR: min(cap, log2(1 + SNR / gap))."""
     gap = 10 ** (config.snr_gap_db / 10)
-    return torch.log1p(snr / gap).div(math.log(2)).clamp(max=config.spectral_efficiency_max)
+    return torch.log1p(snr / gap).div_(math.log(2)).clamp_(max=config.spectral_efficiency_max)
 
 
 def rate_bps(
