@@ -1,7 +1,8 @@
 """Speed of the environment on one thread, beside mobile-env: `python -m benchmarks.env_speed`.
 
 A step is a full one: random choices of server, bandwidth, power and draft length for every device,
-the decision, the world's step, rewards, observations, and the resets of ended episodes.
+the decision, the world's step, rewards, observations, and the resets of ended episodes. Seconds are
+those of the processor, so that what else runs on the machine counts less.
 
 Shape legend: B networks, M devices, E servers.
 """
@@ -38,7 +39,7 @@ from uara.world.world import World
 
 THREADS = 1
 SIZES = ((30, 4), (30, 13))  # devices, servers; the second is that of the peer
-BATCH_SIZES = (1, 128, 256, 512, 1024)
+BATCH_SIZES = (1, 256, 512, 1024, 2048)
 WORLDS = 16
 PEER_PYTHON = Path(".venv-mobile-env/bin/python")
 PEER_SCRIPT = Path(__file__).with_name("mobile_env_speed.py")
@@ -121,16 +122,16 @@ def random_action(env: BatchedEnv, generator: torch.Generator) -> Action:
 
 
 def steps_per_s(env: BatchedEnv, repeats: int) -> float:
-    """Time whole episodes and return the best env-steps/s, summed over the networks."""
+    """Time whole episodes and return the best env-steps per processor second of all networks."""
     generator = torch.Generator().manual_seed(1)
     slots = env.last_slot
     best = 0.0
     env.reset()
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(slots):
             env.step(random_action(env, generator))
-        best = max(best, slots * env.num_networks / (time.perf_counter() - start))
+        best = max(best, slots * env.num_networks / (time.process_time() - start))
     return best
 
 
@@ -208,7 +209,7 @@ def show(rows: list[Row], console: Console) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for row in rows:
         table.add_row(
-            row.what,
+            row.what.replace(" ", "\n"),
             str(row.devices),
             str(row.servers),
             str(row.batch),
