@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from uara.control.allocation import AllocationConfig, Allocator
-from uara.control.association import ASSOCIATION_RULES, best_in_reach, keep_or
+from uara.control.association import ASSOCIATION_RULES, keep_or
 from uara.control.bandwidth import BANDWIDTH_RULES, split_band
 from uara.control.draft_length import argmin, fixed
 from uara.control.power import POWER_RULES
@@ -182,8 +182,9 @@ def _server(
 ) -> Tensor:
     """Take the chosen servers, or those of the rule, (B, M) long."""
     if action.server is not None:
-        legal = _is_legal(action.server, state)
-        server = torch.where(legal, action.server, best_in_reach(state.gain, state))
+        astray = (~_is_legal(action.server, state)).nonzero(as_tuple=True)
+        in_reach = torch.where(state.reachable[astray], state.gain[astray], -torch.inf)
+        server = action.server.index_put(astray, in_reach.argmax(-1))
         return server if control.may_move else keep_or(state, server)
     if generator is None:
         if control.association == "random":

@@ -92,10 +92,11 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     held = state.kv_tokens.unsqueeze(-1) * serves
 
     presence = PRESENCE_WHEN_DRAFTING if mode.drafts else 1.0
-    is_own = (state.foreign_rows <= 0).to(serves.dtype)  # no foreign rows keep the server busy
-    idle = _by_server(serves, load.requests, lambda others: (1 - presence) ** others * is_own)
+    wait = _by_server(
+        load, lambda others: ASSUMED_RESIDUAL_SHARE * (1 - _idle(state, others, presence))
+    )
     verify_s = _forward_s(state, load, presence, assumed_draft_length(physics))
-    tpot_s = _tpot_s(state, verify_s, 1 - idle, (uplink_bps, downlink_bps), mode, physics)
+    tpot_s = _tpot_s(state, verify_s, wait, (uplink_bps, downlink_bps), mode, physics)
     decode_s = state.expected_remaining_tokens.unsqueeze(-1) * tpot_s
     if not mode.uses_server:
         nothing = torch.zeros_like(decode_s)
@@ -105,10 +106,15 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     lacking = (context - held).clamp_min(0)
     per_token_s = state.forward_per_token_s[:, None, :]
     chunk = float(physics.config.batching.prefill_chunk_tokens)
-    fixed_s = state.forward_fixed_s[:, None, :] / chunk
-    busy = 1 - idle * (1 - presence)
-    seconds_per_token = torch.addcmul(per_token_s, busy, fixed_s)
-    backlog = load.backlog_tokens[:, None, :] - lacking * serves
+    fixed_s = state.forward_fixed_s / chunk
+    seconds_per_token = _by_server(
+        load,
+        lambda others: (
+            state.forward_per_token_s
+            + (1 - _idle(state, others, presence) * (1 - presence)) * fixed_s
+        ),
+    )
+    backlog = torch.addcmul(load.backlog_tokens[:, None, :], lacking, serves, value=-1)
     # First come, first served in an unknown order: on average half of the others go first.
     half = 0.5 * lacking.sign()
     ahead = half * backlog
@@ -125,19 +131,24 @@ def predict_locally(state: NetworkState, load: ServerLoad, physics: Physics) -> 
     )
 
 
-def _by_server(serves: Tensor, requests: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+def _by_server(load: ServerLoad, value: Callable[[Tensor], Tensor]) -> Tensor:
     """Spread a function of the number of others over pairs, (B, M, E).
 
     It is worked out twice per server, for a device that it serves and for one that would join, and
     not once per pair.
 
     Args:
-        serves: (B, M, E) 1 or 0.
-        requests: (B, E).
+        load: who is served where.
         value: of the number of other requests on each server, (B, E) to (B, E).
     """
-    joining, staying = value(requests), value((requests - 1).clamp_min(0))
-    return torch.addcmul(joining[:, None, :], serves, (staying - joining)[:, None, :])
+    joining, staying = value(load.requests), value((load.requests - 1).clamp_min(0))
+    return torch.addcmul(joining[:, None, :], load.serves, (staying - joining)[:, None, :])
+
+
+def _idle(state: NetworkState, others: Tensor, presence: float) -> Tensor:
+    """Compute the probability that none of the others sits in a pass, (B, E)."""
+    idle: Tensor = (1 - presence) ** others * (state.foreign_rows <= 0)
+    return idle
 
 
 def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,12 +187,12 @@ def _forward_s(state: NetworkState, load: ServerLoad, presence: float, draft_len
 def _tpot_s(
     state: NetworkState,
     verify_s: Tensor,
-    busy: Tensor,
+    wait: Tensor,
     rates_bps: tuple[Tensor, Tensor],
     mode: ServingMode,
     physics: Physics,
 ) -> Tensor:
-    """Compute seconds per token, (B, M, E); `busy` is the probability of a pass in progress."""
+    """Compute seconds per token, (B, M, E); `wait` is the mean wait in forward passes."""
     gamma, codec = assumed_draft_length(physics), physics.codec
     length = torch.tensor(float(gamma))
     uplink_bps, downlink_bps = rates_bps
@@ -190,7 +201,7 @@ def _tpot_s(
         verdict_bits = codec.verdict_bits(length, state.acceptance).unsqueeze(-1)
         uplink_s = codec.draft_bits(float(gamma)) / uplink_bps
         downlink_s = verdict_bits / downlink_bps
-        wait_s = ASSUMED_RESIDUAL_SHARE * busy * verify_s
+        wait_s = wait * verify_s
     draft_s, rtt_s = gamma * state.draft_time_s.unsqueeze(-1), state.rtt_s[:, None, :]
     parts = RoundParts(draft_s, uplink_s, wait_s, verify_s, downlink_s, rtt_s)
     tokens = mode.expected_tokens(state.acceptance, length).unsqueeze(-1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -56,7 +55,7 @@ def dbm_to_w(power_dbm: float) -> float:
 def spectral_efficiency(snr: Tensor, config: LinkConfig) -> Tensor:
     """Compute bit/s/Hz from a linear SNR: min(cap, log2(1 + SNR / gap))."""
     gap = 10 ** (config.snr_gap_db / 10)
-    return torch.log1p(snr / gap).div_(math.log(2)).clamp_(max=config.spectral_efficiency_max)
+    return (snr / gap).log1p_().div_(math.log(2)).clamp_(max=config.spectral_efficiency_max)
 
 
 def rate_bps(

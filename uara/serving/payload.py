@@ -38,7 +38,7 @@ def id_bytes(vocab_size: int) -> int:
 
 def field_bytes(content: Number) -> Number:
     """Count the bytes of a MessagePack binary of `content` bytes (bin 8, bin 16, bin 32)."""
-    return content + 2 + 1 * (content > 255) + 2 * (content > 65_535)
+    return content + 2 + (content > 255) + 2.0 * (content > 65_535)
 
 
 @dataclass(frozen=True)

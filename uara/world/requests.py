@@ -118,8 +118,9 @@ class RequestTable:
         shape = (*self.arrival_s.shape[:2], num_slots + 1)
         count = torch.zeros(shape).scatter_add_(2, index, ones)
         rest = torch.where(ones > 0, (slot + 1) * slot_s - self.arrival_s, 0.0).to(torch.float32)
-        waiting = torch.zeros(shape).scatter_add_(2, index, rest)
-        return count[..., :num_slots], waiting[..., :num_slots].sum(1)
+        waiting = torch.zeros(shape[0], num_slots + 1)
+        waiting.scatter_add_(1, index.flatten(1), rest.flatten(1))
+        return count[..., :num_slots], waiting[:, :num_slots]
 
 
 def draw_requests(
