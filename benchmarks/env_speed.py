@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +42,7 @@ THREADS = 1
 SIZES = ((30, 4), (30, 13))  # devices, servers; the second is that of the peer
 BATCH_SIZES = (1, 256, 512, 1024, 2048)
 WORLDS = 16
+PEER_ENVIRONMENT = "mobile-large-central-v0"
 PEER_PYTHON = Path(".venv-mobile-env/bin/python")
 PEER_SCRIPT = Path(__file__).with_name("mobile_env_speed.py")
 # Every choice is the action's, so that no rule of `uara.control` is timed.
@@ -202,14 +204,26 @@ def machine() -> dict[str, str]:
 def show(rows: list[Row], console: Console) -> None:
     """Print the table."""
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
-    table = Table(title=f"Full steps, {THREADS} thread", caption=about)
+    table = Table(
+        title=f"Full steps, {THREADS} thread",
+        caption=about,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
     for column in (
-        "", "devices", "servers", "batch", "threads", "env-steps/s", "agent-steps/s", "ratio",
-    ):  # fmt: skip
-        table.add_column(column, justify="left" if not column else "right")
+        "devices",
+        "servers",
+        "batch",
+        "threads",
+        "env-steps/s",
+        "agent-steps/s",
+        "ratio",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.what.replace(" ", "\n"),
+            row.what.removesuffix(PEER_ENVIRONMENT).strip(),
             str(row.devices),
             str(row.servers),
             str(row.batch),
