@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from uara.shadowing import check_packages
+
 
 def main() -> None:
     """Run the command line.
@@ -13,7 +15,7 @@ def main() -> None:
     of the same name ends in that check's one clear line.
     """
     try:
-        importlib.import_module("uara")
+        check_packages()
         cli = importlib.import_module("experiments.cli")
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)

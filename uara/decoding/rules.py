@@ -63,7 +63,7 @@ def to_lattice(weights: Floats) -> Floats:
     Args:
         weights: (V,) non-negative, not all zero.
     """
-    scaled = weights * (LATTICE / weights.sum())
+    scaled = weights / weights.sum() * LATTICE
     units = np.floor(scaled)
     missing = LATTICE - int(units.sum())
     if missing > 0:
