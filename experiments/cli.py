@@ -180,8 +180,7 @@ def evaluate(
     task = load_any(config, overrides)
     with Bar("worlds") as bar:
         bank = load_bank(task, progress=bar)
-    names = controller or ([] if policy and controller is None else None)
-    rules = list(task.evaluation.controllers) if names is None or not controller else names
+    rules = controller or list(task.evaluation.controllers)
     with Bar("controllers") as bar:
         rows = compare(task, bank, rules, policy or [], progress=bar)
     console.print(evaluation_table(rows, task.name))
