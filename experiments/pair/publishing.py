@@ -162,8 +162,7 @@ Corpus sha256: `{corpus["sha256"]}`.
 ## Training
 {tokens} tokens per step. The draft begins as the target's first and last layers and learns the
 target's full law at temperature {card["temperature"]}, on the corpus and on texts that the target
-wrote. Shares in its distillation: {_shares(config["draft_weights"])}; from step
-{config["late_from_step"]} on {_shares(config["late_draft_weights"])}. Rounding differs
+wrote. Shares in its distillation: {_shares(config["draft_weights"])}. Rounding differs
 between processors and numbers of threads, so a rerun elsewhere gives other weights of like quality.
 Held-out loss in nats per token:
 

@@ -81,7 +81,7 @@ class PairTrainingConfig(BaseModel):
         2, ge=1, description="Layers of the draft, which is else shaped like the target."
     )
     target_steps: int = Field(800, ge=1, description="Training steps of the target.")
-    draft_steps: int = Field(750, ge=1, description="Distillation steps of the draft.")
+    draft_steps: int = Field(1100, ge=1, description="Distillation steps of the draft.")
     step_tokens: int = Field(3072, ge=16, description="Tokens per step.")
     short_window: int = Field(
         256, ge=8, description="Tokens per window in the first 70 % of steps."
@@ -94,15 +94,8 @@ class PairTrainingConfig(BaseModel):
         description="Share of each task in the target's training.",
     )
     draft_weights: dict[TextTask, float] = Field(
-        {"code": 0.4, "summarise": 0.3, "chat": 0.3},
-        description="Share of each task in the first part of the draft's distillation.",
-    )
-    late_draft_weights: dict[TextTask, float] = Field(
-        {"code": 0.5, "summarise": 0.04, "chat": 0.46},
-        description="Share of each task in the rest of the distillation.",
-    )
-    late_from_step: int = Field(
-        338, ge=0, description="Step of the distillation at which the late shares begin."
+        {"code": 0.25, "summarise": 0.1, "chat": 0.65},
+        description="Share of each task in the draft's distillation.",
     )
     generated_share: float = Field(
         0.3, ge=0, le=1, description="Share of the target's own texts in the distillation."
@@ -117,7 +110,7 @@ class PairTrainingConfig(BaseModel):
     threads: int = Field(1, ge=1, description="CPU threads.")
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
 
-    @field_validator("task_weights", "draft_weights", "late_draft_weights")
+    @field_validator("task_weights", "draft_weights")
     @classmethod
     def _weigh_every_task(cls, weights: dict[TextTask, float]) -> dict[TextTask, float]:
         if set(weights) != set(TEXT_TASKS) or min(weights.values()) <= 0:
@@ -319,14 +312,11 @@ def draft_stage(
     share = config.generated_share if texts else 0.0
     streams = dict(material.train) | {f"texts-{task}": stream for task, stream in texts.items()}
 
-    def weights_at(step: int) -> dict[str, float]:
-        is_late = step >= config.late_from_step
-        shares = config.late_draft_weights if is_late else config.draft_weights
-        corpus = {str(task): (1 - share) * weight for task, weight in shares.items()}
-        return corpus | {f"texts-{task}": share * weight for task, weight in shares.items()}
+    shares = config.draft_weights
+    weights = {str(task): (1 - share) * weight for task, weight in shares.items()}
+    weights |= {f"texts-{task}": share * weight for task, weight in shares.items()}
 
     def loss(step: int) -> Tensor:
-        weights = weights_at(step)
         ids = _batch(config, streams, weights, step, config.draft_steps, config.seed + 4)
         with torch.no_grad():
             target_logits = _logits(config, target, ids)
