@@ -234,7 +234,7 @@ class _Simulation:
             self.clock.stopped = not setting.drain
         elif self.ended == int(setting.warmup * setting.requests):
             self._forget(now)
-        if machine.spec.arrivals_per_s is None:
+        if machine.spec.arrivals_per_s is None and not self.clock.stopped:
             self._arrive(now, self.machines.index(machine))
         if setting.drain and self.ended == setting.requests:
             self._stop_servers()

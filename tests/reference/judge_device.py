@@ -215,9 +215,9 @@ class Machine:
         self.ended(now)
         self.up_free_s = min(self.up_free_s, now)
         self.is_free = True
-        if self.backlog:
-            self._begin(now)
         self.on_finish(now, self, record)
+        if self.backlog and self.is_free and not self.clock.stopped:
+            self._begin(now)
 
     def draft_token_s(self) -> float:
         """Draw the time of one draft token."""

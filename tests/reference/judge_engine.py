@@ -16,22 +16,20 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.stopped = False
-        self._heap: list[tuple[float, int, int, Callable[[float, Any], None], Any]] = []
+        self._heap: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
         self._count = 0
 
-    def at(
-        self, time_s: float, call: Callable[[float, Any], None], what: Any = None, *, last: int = 0
-    ) -> None:
-        """Call `call(time_s, what)` then; `last=1`: after all else that happens at that time."""
+    def at(self, time_s: float, call: Callable[[float, Any], None], what: Any = None) -> None:
+        """Call `call(time_s, what)` then."""
         self._count += 1
-        heapq.heappush(self._heap, (time_s, last, self._count, call, what))
+        heapq.heappush(self._heap, (time_s, self._count, call, what))
 
     def run(self) -> None:
         """Let events happen until none is left or somebody has stopped the clock."""
         heap = self._heap
         pop = heapq.heappop
         while heap and not self.stopped:
-            self.now, _, _, call, what = pop(heap)
+            self.now, _, call, what = pop(heap)
             call(self.now, what)
 
 
@@ -146,9 +144,9 @@ class Server:
             self._plan(now)
 
     def _plan(self, now: float) -> None:
-        # The pass starts after all arrivals of this instant, so that equals are treated alike.
+        # The pass starts after the arrivals that are due at this instant: equals fare alike.
         self._taken = True
-        self.clock.at(now, self._start, last=1)
+        self.clock.at(now, self._start)
 
     def _start(self, now: float, _: None) -> None:
         spec, tally = self.spec, self.tally
