@@ -81,9 +81,10 @@ def mcs_table(direction: Direction) -> McsTable:
 def _staircase(direction: Direction, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Tabulate the best goodput at steps so fine that they need no interpolation."""
     table = mcs_table(direction)
-    points = table.bler.shape[1]
-    fine = np.arange((points - 1) * _FINE_STEPS + 1) / _FINE_STEPS
-    best = np.interp(fine, np.arange(points), table.best.numpy())
+    coarse = table.best.numpy()
+    fine = np.arange((len(coarse) - 1) * _FINE_STEPS + 1) / _FINE_STEPS
+    best = np.interp(fine, np.arange(len(coarse)), coarse)
+    best[fine < np.flatnonzero(coarse)[0]] = 0  # no half of the lowest MCS before its threshold
     return torch.from_numpy(best).to(device, dtype)
 
 
