@@ -23,6 +23,15 @@ REUSE = LinkConfig(interference="reuse1")
 BAND_HZ = 1e7
 
 
+def near(value: float, rel: float = 1e-4) -> object:
+    """Compare densities: they are far smaller than the absolute tolerance by default."""
+    return pytest.approx(value, rel=rel, abs=0)
+
+
+def assert_equal_densities(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
 def numbers(*values: float) -> Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
@@ -53,9 +62,9 @@ def test_uplink_sinr_of_two_cells_by_hand() -> None:
     noise = uplink_noise_w_per_hz(REUSE, GAIN, SERVER, density)
     assert isinstance(noise, Tensor)
     sinr = 5e-18 / noise[0, 0]
-    assert float(sinr) == pytest.approx(5e-18 / (1.5e-20 + 1.2589e-20), rel=1e-4)
+    assert float(sinr) == near(5e-18 / (1.5e-20 + 1.2589e-20))
     # Server 1 hears device 0: 0.1 / 10 MHz = 1e-8 W/Hz times 1e-11.
-    assert float(noise[0, 1]) == pytest.approx(1e-19 + 1.2589e-20, rel=1e-4)
+    assert float(noise[0, 1]) == near(1e-19 + 1.2589e-20)
 
 
 def test_downlink_sinr_of_two_cells_by_hand() -> None:
@@ -64,16 +73,16 @@ def test_downlink_sinr_of_two_cells_by_hand() -> None:
     density = mean_density_w_per_hz(numbers(2.0, 2.0), numbers(BAND_HZ), numbers(1.0, 0.5))
     noise = downlink_noise_by_pair_w_per_hz(REUSE, GAIN, density)
     assert isinstance(noise, Tensor)
-    assert 2e-17 / float(noise[0, 0, 0]) == pytest.approx(2e-17 / (1e-18 + 3.1623e-20), rel=1e-4)
+    assert 2e-17 / float(noise[0, 0, 0]) == near(2e-17 / (1e-18 + 3.1623e-20))
     # On server 1 it would hear server 0 all the time: as much as its signal would be now.
-    assert float(noise[0, 0, 1]) == pytest.approx(2e-17 + 3.1623e-20, rel=1e-4)
+    assert float(noise[0, 0, 1]) == near(2e-17 + 3.1623e-20)
 
 
 def test_a_move_takes_the_own_signal_out_of_the_interference() -> None:
     # Device 0 on server 1 would share it with device 1, and nobody would be left elsewhere.
     pair = uplink_interference_by_pair_w_per_hz(GAIN, SERVER, numbers(1e-8, 5e-9))
-    assert pair[0, 0].tolist() == [pytest.approx(3e-12 * 5e-9, rel=1e-12), 0.0]
-    assert pair[0, 1].tolist() == [0.0, pytest.approx(1e-11 * 1e-8, rel=1e-12)]
+    assert pair[0, 0].tolist() == [near(3e-12 * 5e-9, 1e-12), 0.0]
+    assert pair[0, 1].tolist() == [0.0, near(1e-11 * 1e-8, 1e-12)]
 
 
 def test_sums_are_those_of_plain_loops() -> None:
@@ -86,12 +95,12 @@ def test_sums_are_those_of_plain_loops() -> None:
         for e in range(servers):
             others = [k for k in range(devices) if server[b, k] != e]
             heard = sum(float(gain[b, k, e] * device[b, k]) for k in others)
-            assert float(at_server[b, e]) == pytest.approx(heard)
+            assert float(at_server[b, e]) == near(heard, 1e-9)
             for m in range(devices):
                 up = sum(float(gain[b, k, e] * device[b, k]) for k in others if k != m)
                 down = sum(float(gain[b, m, o] * site[b, o]) for o in range(servers) if o != e)
-                assert float(uplink[b, m, e]) == pytest.approx(up)
-                assert float(downlink[b, m, e]) == pytest.approx(down)
+                assert float(uplink[b, m, e]) == near(up, 1e-9)
+                assert float(downlink[b, m, e]) == near(down, 1e-9)
 
 
 def test_both_uplink_forms_agree_at_the_own_server() -> None:
@@ -100,7 +109,7 @@ def test_both_uplink_forms_agree_at_the_own_server() -> None:
     pair = uplink_noise_by_pair_w_per_hz(REUSE, gain, server, density)
     own = uplink_noise_w_per_hz(REUSE, gain, server, density)
     assert isinstance(pair, Tensor)
-    torch.testing.assert_close(pair.gather(2, server.unsqueeze(-1)).squeeze(-1), own)
+    assert_equal_densities(pair.gather(2, server.unsqueeze(-1)).squeeze(-1), own)
 
 
 def test_own_bands_know_noise_alone() -> None:
@@ -122,7 +131,7 @@ def test_the_weak_are_not_lost_beside_the_strong() -> None:
     # In single precision a total minus its strong part would leave rounding errors alone.
     gain = torch.tensor([[[1e-7, 1e-15, 1e-15]]])
     downlink = downlink_interference_by_pair_w_per_hz(gain, torch.full((1, 3), 2e-7))
-    assert float(downlink[0, 0, 0]) == pytest.approx(4e-22, rel=1e-5)
+    assert float(downlink[0, 0, 0]) == near(4e-22, 1e-5)
 
 
 @pytest.mark.parametrize("adaptation", ["shannon", "mcs"])
@@ -156,14 +165,14 @@ def test_relabelling_devices_relabels_what_they_meet() -> None:
     gain, server, device, site = networks(4)
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = (gain[:, order], server[:, order], device[:, order])
-    torch.testing.assert_close(
+    assert_equal_densities(
         uplink_interference_by_pair_w_per_hz(*moved),
         uplink_interference_by_pair_w_per_hz(gain, server, device)[:, order],
     )
-    torch.testing.assert_close(
+    assert_equal_densities(
         uplink_interference_w_per_hz(*moved), uplink_interference_w_per_hz(gain, server, device)
     )
-    torch.testing.assert_close(
+    assert_equal_densities(
         downlink_interference_by_pair_w_per_hz(gain[:, order], site),
         downlink_interference_by_pair_w_per_hz(gain, site)[:, order],
     )

@@ -39,9 +39,9 @@ def rate(
 
 def test_thermal_noise_of_one_megahertz_with_its_noise_figure() -> None:
     # -174 dBm/Hz + 10 log10(1e6) = -114 dBm; a receiver of 5 dB raises it to -109 dBm.
-    assert noise_density_w_per_hz(0.0) * 1e6 == pytest.approx(dbm_to_w(-114.0), rel=1e-9)
-    assert LINK.uplink_noise_w_per_hz * 1e6 == pytest.approx(dbm_to_w(-109.0), rel=1e-9)
-    assert LINK.downlink_noise_w_per_hz * 1e6 == pytest.approx(dbm_to_w(-105.0), rel=1e-9)
+    assert noise_density_w_per_hz(0.0) * 1e6 == pytest.approx(dbm_to_w(-114.0), rel=1e-9, abs=0)
+    assert LINK.uplink_noise_w_per_hz * 1e6 == pytest.approx(dbm_to_w(-109.0), rel=1e-9, abs=0)
+    assert LINK.downlink_noise_w_per_hz * 1e6 == pytest.approx(dbm_to_w(-105.0), rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize(("dbm", "watt"), [(0.0, 1e-3), (30.0, 1.0), (23.0, 0.199526)])
