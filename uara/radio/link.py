@@ -6,9 +6,18 @@ The one link model of formula, event judge and runtime. Any shapes that broadcas
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor
+
+from uara.radio.mcs import Direction, mcs_efficiency
 
 THERMAL_NOISE_DBM_PER_HZ = -174.0  # k T at 290 K, rounded as in 3GPP TR 38.901 Table 7.8-1 runs
 
@@ -30,6 +39,25 @@ class LinkConfig(BaseModel):
     spectral_efficiency_max: float = Field(
         5.55, gt=0, description="bit/s/Hz; 64-QAM rate 948/1024, 3GPP TS 38.214 Table 5.1.3.1-1"
     )
+    interference: Literal["orthogonal", "reuse1"] = Field(
+        "orthogonal",
+        description="orthogonal: each server has a band of its own; reuse1: all use the whole band "
+        "and disturb each other",
+    )
+    adaptation: Literal["shannon", "mcs"] = Field(
+        "shannon",
+        description="shannon: log2(1 + SINR / gap) up to the cap; mcs: 5G NR's modulation and "
+        "coding schemes by their block error curves, without gap and cap",
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fields younger than the first stored hashes stay out of them while they change nothing.
+        content: dict[str, Any] = dump(self)
+        for name in ("interference", "adaptation"):
+            if content.get(name) == type(self).model_fields[name].default:
+                del content[name]
+        return content
 
     @property
     def uplink_noise_w_per_hz(self) -> float:
@@ -52,8 +80,22 @@ def dbm_to_w(power_dbm: float) -> float:
     return float(10 ** ((power_dbm - 30) / 10))
 
 
-def spectral_efficiency(snr: Tensor, config: LinkConfig) -> Tensor:
-    """Compute bit/s/Hz from a linear SNR: min(cap, log2(1 + SNR / gap))."""
+def spectral_efficiency(
+    snr: Tensor, config: LinkConfig, direction: Direction | None = None
+) -> Tensor:
+    """Compute bit/s/Hz from a linear SNR or SINR.
+
+    Args:
+        snr: linear, any shape.
+        config: `shannon`: min(cap, log2(1 + SNR / gap)); `mcs`: the tables of the direction.
+        direction: needed by `mcs` alone.
+
+    Returns:
+        bit/s/Hz, shape of `snr`.
+    """
+    if config.adaptation == "mcs":
+        assert direction is not None, "adaptation 'mcs' has tables per direction: name one"
+        return mcs_efficiency(snr, direction)
     gap = 10 ** (config.snr_gap_db / 10)
     return (snr / gap).log1p_().div_(math.log(2)).clamp_(max=config.spectral_efficiency_max)
 
@@ -62,24 +104,27 @@ def rate_bps(
     gain: Tensor,
     power_w: Tensor,
     bandwidth_hz: Tensor,
-    noise_w_per_hz: float,
+    noise_w_per_hz: float | Tensor,
     config: LinkConfig,
+    direction: Direction | None = None,
 ) -> Tensor:
     """Compute the rate of a link that spreads its power over its own bandwidth.
 
-    R = b min(cap, log2(1 + P g / (N0 b gap))), with N0 including the noise figure; increasing and
-    concave in b and P, and 0 at b = 0.
+    R = b e(P g / (N b)), with N including noise figure and interference, and e bit/s/Hz of the
+    SINR; 0 at b = 0. It never falls with P. With `shannon` it is increasing and concave in b and P;
+    with `mcs` more bandwidth may cost, where it thins the power below what an MCS needs.
 
     Args:
         gain: linear power gain.
         power_w: transmit power.
         bandwidth_hz: bandwidth, >= 0.
-        noise_w_per_hz: noise power density at the receiver.
-        config: gap and cap of link adaptation.
+        noise_w_per_hz: power density of noise and interference at the receiver.
+        config: link adaptation.
+        direction: needed by adaptation `mcs` alone.
 
     Returns:
         bits per second, broadcast shape of the arguments.
     """
     safe_hz = bandwidth_hz.clamp_min(1e-3)
     snr = gain * power_w / (noise_w_per_hz * safe_hz)
-    return bandwidth_hz * spectral_efficiency(snr, config)
+    return bandwidth_hz * spectral_efficiency(snr, config, direction)
