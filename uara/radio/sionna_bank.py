@@ -306,11 +306,7 @@ def chunk_gain(
     with torch.no_grad():
         topology = draw_topology(config, site_m, chunk)
         links = topology.links
-        fading = (
-            draw_rays(topology)
-            if config.fading == "cir"
-            else draw_waves(len(chunk.is_indoor), len(site_m), generator)
-        )
+        fading = draw_rays(topology) if config.fading == "cir" else draw_waves(topology, generator)
         offset_s = snapshot_offsets_s(config.slot_s, config.num_snapshots)
         wavenumber = 2 * math.pi * config.carrier_hz / SPEED_OF_LIGHT_M_S
         tone_hz = tone_offsets_hz(config.bandwidth_hz, config.num_tones)

@@ -38,6 +38,10 @@ class Links:
     k_factor: Any  # Ricean factor, linear; it counts where there is line of sight
     delay_spread_s: Any  # root mean square, direct path included
     departure_spread_rad: Any  # root mean square azimuth spread at the site
+    delay_scaling: Any  # r_tau of Table 7.5-6
+    cluster_shadowing_db: Any  # zeta of Table 7.5-6, standard deviation
+    angle_scaling: Any  # C_phi of eq. 7.5-10
+    num_clusters: Any  # Table 7.5-6, of the state that the link is in
     is_los: Any  # bool
     distance_m: Any
     los_aod: Any  # azimuth of the direct path at the site, radian
@@ -147,6 +151,10 @@ def draw_topology(config: BankConfig, site_m: NDArray[np.float64], chunk: Chunk)
         k_factor=large_scale.k_factor,
         delay_spread_s=large_scale.ds,
         departure_spread_rad=large_scale.asd * _RADIAN,
+        delay_scaling=scenario.get_param("rTau"),
+        cluster_shadowing_db=scenario.get_param("zeta"),
+        angle_scaling=_angle_scaling(scenario, large_scale.k_factor),
+        num_clusters=_num_clusters(scenario),
         is_los=scenario.los,
         distance_m=scenario.distance_3d,
         los_aod=scenario.los_aod * _RADIAN,
@@ -160,6 +168,25 @@ def draw_topology(config: BankConfig, site_m: NDArray[np.float64], chunk: Chunk)
         pattern=scenario.bs_array.ant_pol1.field,
     )
     return Topology(scenario, large_scale, links)
+
+
+def _angle_scaling(scenario: Any, k_factor: Any) -> Any:
+    """Compute C_phi (eq. 7.5-10), (D, E, T)."""
+    import torch
+
+    k_db = 10 * k_factor.log10()
+    los = 1.1035 - 0.028 * k_db - 0.002 * k_db**2 + 0.0001 * k_db**3
+    return scenario.get_param("CPhiNLoS") * torch.where(scenario.los, los, 1.0)
+
+
+def _num_clusters(scenario: Any) -> Any:
+    """Count the clusters of each link, (D, E, T)."""
+    import torch
+
+    sheltered = torch.where(
+        scenario.indoor[:, None], scenario.num_clusters_indoor, scenario.num_clusters_nlos
+    )
+    return torch.where(scenario.los, scenario.num_clusters_los, sheltered)
 
 
 def _indoor_depth(

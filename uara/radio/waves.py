@@ -1,6 +1,7 @@
-"""Fading by plane waves: a sum of sinusoids with the spreads of TR 38.901, for long tracks.
+"""Fading by plane waves: sums of sinusoids with the spreads of TR 38.901, for long tracks.
 
-Shape legend: D devices of one chunk, E servers, T slots, N waves, S snapshots per slot, F tones.
+Shape legend: D devices of one chunk, E servers, T slots, C clusters, N waves of a cluster,
+S snapshots per slot, F tones.
 """
 
 from __future__ import annotations
@@ -11,28 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from uara.radio.topology import Links
+from uara.radio.topology import Links, Topology
 
-NUM_WAVES = 32  # the kurtosis of the envelope is 2 - 1 / N against 2 of a Rayleigh channel
-
-# Nodes and weights of the mean over a normal distribution (Gauss-Hermite).
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+WAVES_PER_CLUSTER = 4
 
 
 @dataclass(frozen=True)
 class Waves:
-    """Waves of equal power that reach each link's device from all around, each with its delay.
+    """Clusters of plane waves that reach a device from all around, each cluster with its delay.
 
-    A wave's phase grows with the way that the device has gone in its direction, so Doppler is
-    true within a slot and from slot to slot, and who comes back finds the same fading. Angles
-    are spread evenly about the device, so the autocorrelation is that of Clarke's model,
-    J0(2 pi f_d t) (Clarke, Bell Syst. Tech. J. 47(6), 1968). Delays are exponentially distributed,
-    so the correlation of tones df apart is 1 / (1 + 2 pi i df T) with mean delay T.
+    Delays, powers and departures of clusters are those of TR 38.901 steps 5 to 7, so a band is as
+    selective as with rays and the site's antenna counts as much. The waves of a cluster have equal
+    power and come from all around, unlike rays: a wave's phase grows with the way that the device
+    has gone in its direction, so Doppler is true within a slot and from slot to slot, who comes
+    back finds the same fading, and the autocorrelation is that of Clarke's model,
+    J0(2 pi f_d t) (Bell Syst. Tech. J. 47(6), 1968).
     """
 
-    arrival_rad: Any  # (D, E, N)
-    phase_rad: Any  # (D, E, N) at the origin
-    delay: Any  # (D, E, N) in units of the mean delay
+    arrival_rad: Any  # (D, E, C, N)
+    phase_rad: Any  # (D, E, C, N) at the origin
+    delay_draw: Any  # (D, E, C) uniform between 0 and 1, exclusive
+    power_draw: Any  # (D, E, C) standard normal
+    departure_sign: Any  # (D, E, C) 1 or -1
+    departure_draw: Any  # (D, E, C) standard normal
 
     def diffuse(self, links: Links, tone_hz: Any, offset_s: Any, wavenumber: float) -> Any:
         """Sum the waves.
@@ -48,68 +50,87 @@ class Waves:
         """
         import torch
 
-        phase, doppler = self._phases(links, wavenumber)
-        delay_s = mean_delay_s(links).unsqueeze(-1) * self.delay.unsqueeze(2)  # (D, E, T, N)
+        delay_s, power = self.profile(links)
+        phase, doppler = self._phases(links, wavenumber)  # (D, E, T, C, N)
+        amplitude = self._site_field(links, power) * (power / WAVES_PER_CLUSTER).sqrt()
         tones = torch.polar(
-            torch.full((), NUM_WAVES**-0.5),
+            amplitude.unsqueeze(-2),
             -2 * math.pi * delay_s.unsqueeze(-2) * tone_hz.unsqueeze(-1),
-        )  # (D, E, T, F, N)
-        instants = torch.polar(
-            torch.ones(()), phase.unsqueeze(-1) + doppler.unsqueeze(-1) * offset_s
-        )  # (D, E, T, N, S)
-        return mean_site_field(links)[..., None, None] * (tones @ instants)
+        )  # (D, E, T, F, C)
+        one = torch.ones(())
+        instants = [torch.polar(one, phase + doppler * t).sum(-1) for t in offset_s.tolist()]
+        return tones @ torch.stack(instants, dim=-1)
 
-    def _phases(self, links: Links, wavenumber: float) -> tuple[Any, Any]:
-        """Phases at the waypoints, in radian, and their change in rad/s, (D, E, T, N)."""
+    def profile(self, links: Links) -> tuple[Any, Any]:
+        """Delays in seconds and powers, which sum to 1, of clusters: eq. 7.5-1 to 7.5-6."""
         import torch
 
-        turn = 2 * math.pi
+        absent = torch.arange(self.delay_draw.shape[-1]) >= links.num_clusters.unsqueeze(-1)
+        log_draw = self.delay_draw.log().unsqueeze(2)  # (D, E, 1, C)
+        scaling = links.delay_scaling.unsqueeze(-1)
+        delay_s = (-scaling * links.delay_spread_s.unsqueeze(-1) * log_draw).masked_fill(
+            absent, math.inf
+        )
+        delay_s = (delay_s - delay_s.amin(-1, keepdim=True)).masked_fill(absent, 0.0)
+        shadowing_db = links.cluster_shadowing_db.unsqueeze(-1) * self.power_draw.unsqueeze(2)
+        power = ((scaling - 1) * log_draw).exp() * 10 ** (-shadowing_db / 10)
+        power = power.masked_fill(absent, 0.0)
+        return delay_s / _los_delay_divisor(links).unsqueeze(-1), power / power.sum(-1, True)
+
+    def _site_field(self, links: Links, power: Any) -> Any:
+        """Field of the site's antenna towards each cluster, (D, E, T, C): eq. 7.5-9 to 7.5-13.
+
+        Strong clusters leave near the direct path; zenith angles are taken at their mean.
+        """
+        import torch
+
+        k = torch.where(links.is_los, links.k_factor, 0.0).unsqueeze(-1)
+        share = (power / (k + power.amax(-1, keepdim=True))).clamp_min(1e-6)
+        away = 2 / 1.4 * (-share.log()).sqrt() / links.angle_scaling.unsqueeze(-1)
+        draw = self.departure_draw.unsqueeze(2) / 7
+        offset = self.departure_sign.unsqueeze(2) * away + draw
+        azimuth = links.los_aod.unsqueeze(-1) + links.departure_spread_rad.unsqueeze(-1) * offset
+        zenith = (links.los_zod + links.zod_offset).clamp(0.0, math.pi).unsqueeze(-1)
+        field = links.sector_field(zenith.expand_as(azimuth).unsqueeze(-1), azimuth.unsqueeze(-1))
+        return field[..., 0]
+
+    def _phases(self, links: Links, wavenumber: float) -> tuple[Any, Any]:
+        """Phases at the waypoints, in radian, and their change in rad/s, (D, E, T, C, N)."""
+        import torch
+
         way = wavenumber * torch.from_numpy(np.ascontiguousarray(links.position_m))
         towards = torch.stack([self.arrival_rad.cos(), self.arrival_rad.sin()], dim=2)
         # Thousands of turns: counted in double precision before they are dropped.
-        phase = torch.einsum("dtx,dexn->detn", way, towards.double())
-        phase = torch.remainder(phase + self.phase_rad.double().unsqueeze(2), turn).float()
-        speed = torch.einsum("dtx,dexn->detn", links.velocity_m_s[..., :2], towards)
-        return phase, wavenumber * speed
+        phase = torch.einsum("dtx,dexcn->detcn", way, towards.double())
+        phase = phase + self.phase_rad.double().unsqueeze(2)
+        speed = torch.einsum("dtx,dexcn->detcn", links.velocity_m_s[..., :2], towards)
+        return torch.remainder(phase, 2 * math.pi).float(), wavenumber * speed
 
 
-def mean_delay_s(links: Links) -> Any:
-    """Mean delay T of the waves that gives a link its delay spread, (D, E, T), in seconds.
-
-    With a share p = 1 / (K + 1) of the power in waves and the rest at delay 0, the root mean
-    square spread is T sqrt(p (2 - p)).
-    """
+def _los_delay_divisor(links: Links) -> Any:
+    """Scale that undoes the direct path's share in the delay spread (eq. 7.5-3), (D, E, T)."""
     import torch
 
-    share = torch.where(links.is_los, 1 / (links.k_factor + 1), 1.0)
-    return links.delay_spread_s / (share * (2 - share)).sqrt()
+    k_db = 10 * links.k_factor.log10()
+    divisor = 0.7705 - 0.0433 * k_db + 0.0002 * k_db**2 + 0.000017 * k_db**3
+    return torch.where(links.is_los, divisor, 1.0)
 
 
-def mean_site_field(links: Links) -> Any:
-    """Root of the site's mean antenna gain over departures spread normally about the direct path.
-
-    Returns:
-        (D, E, T), linear field.
-    """
+def draw_waves(topology: Topology, generator: Any) -> Waves:
+    """Draw the waves of all links of a topology from a torch generator."""
     import torch
 
-    node = torch.tensor(_NODES, dtype=torch.float32)
-    weight = torch.tensor(_WEIGHTS / _WEIGHTS.sum(), dtype=torch.float32)
-    azimuth = links.los_aod.unsqueeze(-1) + links.departure_spread_rad.unsqueeze(-1) * node
-    zenith = (links.los_zod + links.zod_offset).clamp(0.0, math.pi).unsqueeze(-1)
-    field = links.sector_field(zenith.expand_as(azimuth).unsqueeze(-1), azimuth.unsqueeze(-1))
-    return (field[..., 0].square() @ weight).sqrt()
-
-
-def draw_waves(num_devices: int, num_servers: int, generator: Any) -> Waves:
-    """Draw the waves of some links from a torch generator."""
-    import torch
-
-    shape = (num_devices, num_servers, NUM_WAVES)
-    step = 2 * math.pi / NUM_WAVES
-    first = torch.rand(shape[:2], generator=generator).unsqueeze(-1)
+    num_devices, num_servers, _ = topology.links.is_los.shape
+    clusters = (num_devices, num_servers, topology.scenario.num_clusters_max)
+    waves = (*clusters, WAVES_PER_CLUSTER)
+    # Evenly about the device, turned at random: sums of few waves stay near their expectation.
+    step = 2 * math.pi / WAVES_PER_CLUSTER
+    turn = 2 * math.pi * torch.rand(clusters, generator=generator)
     return Waves(
-        arrival_rad=step * (torch.arange(NUM_WAVES) + first),
-        phase_rad=2 * math.pi * torch.rand(shape, generator=generator),
-        delay=torch.empty(shape).exponential_(generator=generator),
+        arrival_rad=turn.unsqueeze(-1) + step * torch.arange(WAVES_PER_CLUSTER),
+        phase_rad=2 * math.pi * torch.rand(waves, generator=generator),
+        delay_draw=torch.rand(clusters, generator=generator) * (1 - 1e-6) + 1e-6,
+        power_draw=torch.randn(clusters, generator=generator),
+        departure_sign=1.0 - 2.0 * torch.randint(2, clusters, generator=generator),
+        departure_draw=torch.randn(clusters, generator=generator),
     )
