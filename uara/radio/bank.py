@@ -128,11 +128,15 @@ class BankConfig(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = dump(self)
-        fields = type(self).model_fields
+        known = SCENARIOS.get(self.scenario)
+        # What a scenario sets itself must be written, or reading would set it again.
+        kept = known.defaults if known else {}
         return {
             name: value
             for name, value in content.items()
-            if name not in _LATER_FIELDS or value != fields[name].default
+            if name not in _LATER_FIELDS
+            or name in kept
+            or value != type(self).model_fields[name].default
         }
 
     @model_validator(mode="after")
