@@ -41,9 +41,9 @@ from uara.radio.waves import draw_waves
 _LINKS_PER_CHUNK = 2048
 
 # Sionna filters seven parameters along a track by dense matrices of slots x slots per link, and
-# some six copies of them live at once (measured).
-_FILTER_BYTES = 4 * 7 * 6
-_FILTER_BYTES_MAX = 6e9
+# some nine copies of them live at once (measured).
+_FILTER_BYTES = 4 * 7 * 9
+_FILTER_BYTES_MAX = 4e9
 
 # Clause 7.4.3.2: mean and standard deviation of the loss into a car with ordinary windows.
 _CAR_LOSS_DB = (9.0, 5.0)

@@ -52,7 +52,7 @@ class Waves:
 
         delay_s, power = self.profile(links)
         phase, doppler = self._phases(links, wavenumber)  # (D, E, T, C, N)
-        amplitude = self._site_field(links, power) * (power / WAVES_PER_CLUSTER).sqrt()
+        amplitude = self._site_field(links, delay_s, power) * (power / WAVES_PER_CLUSTER).sqrt()
         tones = torch.polar(
             amplitude.unsqueeze(-2),
             -2 * math.pi * delay_s.unsqueeze(-2) * tone_hz.unsqueeze(-1),
@@ -77,10 +77,11 @@ class Waves:
         power = power.masked_fill(absent, 0.0)
         return delay_s / _los_delay_divisor(links).unsqueeze(-1), power / power.sum(-1, True)
 
-    def _site_field(self, links: Links, power: Any) -> Any:
+    def _site_field(self, links: Links, delay_s: Any, power: Any) -> Any:
         """Field of the site's antenna towards each cluster, (D, E, T, C): eq. 7.5-9 to 7.5-13.
 
-        Strong clusters leave near the direct path; zenith angles are taken at their mean.
+        Strong clusters leave near the direct path, and the first one along it where there is line
+        of sight; zenith angles are taken at their mean.
         """
         import torch
 
@@ -89,6 +90,8 @@ class Waves:
         away = 2 / 1.4 * (-share.log()).sqrt() / links.angle_scaling.unsqueeze(-1)
         draw = self.departure_draw.unsqueeze(2) / 7
         offset = self.departure_sign.unsqueeze(2) * away + draw
+        is_first = (delay_s == 0) & links.is_los.unsqueeze(-1)
+        offset = offset.masked_fill(is_first, 0.0)
         azimuth = links.los_aod.unsqueeze(-1) + links.departure_spread_rad.unsqueeze(-1) * offset
         zenith = (links.los_zod + links.zod_offset).clamp(0.0, math.pi).unsqueeze(-1)
         field = links.sector_field(zenith.expand_as(azimuth).unsqueeze(-1), azimuth.unsqueeze(-1))

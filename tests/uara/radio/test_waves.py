@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.special import j0
 
+from uara.radio.rays import draw_rays
 from uara.radio.sionna_bank import chunk_gain
 from uara.radio.topology import Chunk
 from uara.radio.waves import draw_waves
@@ -110,14 +111,35 @@ def test_the_mean_over_tones_varies_as_the_delays_say(shadowed, wavenumber):
     assert float(got) == pytest.approx(float(wanted), rel=0.07)
 
 
-def test_the_profile_has_the_delay_spread_of_its_link(shadowed):
-    links, waves = shadowed
+@pytest.mark.parametrize(("radius_m", "indoor"), [(300.0, True), (40.0, False)])
+def test_the_profile_has_the_delay_spread_of_its_link(ring, ring_config, draw, radius_m, indoor):
+    """With the direct path of power K / (K + 1) at delay 0 where there is one."""
+    topology = draw(ring_config(NUM), ring(NUM, radius_m, indoor=indoor))
+    links, waves = topology.links, waves_of(topology)
     delay_s, share = (x[:, 0, 0] for x in waves.profile(links))
+    state = links.is_los.flatten() != indoor
+    assert state.sum() > 500
+    share = share / (1 + torch.where(links.is_los, links.k_factor, 0.0)[:, 0])
     mean_s = (share * delay_s).sum(-1)
     spread_s = ((share * delay_s.square()).sum(-1) - mean_s.square()).sqrt()
-    ratio = spread_s / links.delay_spread_s.flatten()
+    ratio = (spread_s / links.delay_spread_s.flatten())[state]
     assert float(ratio.median()) == pytest.approx(1.0, abs=0.15)
     assert delay_s.min() == 0
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_the_sites_antenna_counts_as_with_rays(ring, ring_config, draw, wavenumber, state):
+    """Mean and spread over links, in dB, of the diffuse power averaged over time and tones."""
+    topology = draw(ring_config(800), ring(800, 50.0, speed_m_s=8.0))
+    links, lags_s = topology.links, torch.linspace(-20, 20, 30)
+    chosen = links.is_los.flatten() == state
+    levels_db = []
+    for fading in (draw_rays(topology), waves_of(topology)):
+        response = fading.diffuse(links, torch.linspace(-4e7, 4e7, 6), lags_s, wavenumber)
+        levels_db.append(10 * response.abs().square().mean((-2, -1)).flatten()[chosen].log10())
+    rays_db, waves_db = levels_db
+    assert float(waves_db.mean()) == pytest.approx(float(rays_db.mean()), abs=0.4)
+    assert float(waves_db.std()) == pytest.approx(float(rays_db.std()), rel=0.15)
 
 
 @pytest.mark.parametrize("scenario", ["umi", "uma", "rma"])
