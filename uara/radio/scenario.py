@@ -17,7 +17,7 @@ class Scenario:
     device_height_m: tuple[float, float]  # Table 7.4.1-1
     site_clearance_m: float  # least horizontal distance of device and site, Tables 7.2-1, 7.2-3
     inter_site_distance_min_m: float  # leaves devices room between the clearances
-    carrier_max_hz: float  # Table 7.4.1-1, note 4 and its successors
+    carrier_max_hz: float  # notes of Table 7.4.1-1
     defaults: dict[str, Any] = field(default_factory=dict)  # Tables 7.2-1, 7.2-3 and 7.8-1
 
 
