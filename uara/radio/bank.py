@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -16,9 +17,17 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from uara.errors import UserError
+from uara.radio.scenario import SCENARIOS, ScenarioName
 
 FORMAT_VERSION = 1
 
@@ -26,6 +35,13 @@ Split = Literal["train", "tuning", "validation", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 Progress = Callable[[int, int], None]
+
+# Fields that came after the first banks. At their defaults they are left out of what is written
+# and hashed, so that earlier banks, tasks and policies keep their names.
+_LATER_FIELDS = (
+    *("scenario", "fading", "drop", "num_clusters", "cluster_radius_m"),
+    *("car_share", "wall_loss", "indoor_depth"),
+)
 
 _ARRAYS: dict[str, type[np.generic]] = {
     "gain_db": np.float16,
@@ -47,9 +63,9 @@ class BankConfig(BaseModel):
     slot_s: float = Field(0.5, gt=0, description="length of a slot")
     carrier_hz: float = Field(3.5e9, ge=0.5e9, le=100e9, description="carrier frequency")
     inter_site_distance_m: float = Field(300.0, ge=60, description="distance of adjacent sites")
-    site_height_m: float = Field(10.0, ge=5, le=25, description="antenna height of a site")
+    site_height_m: float = Field(10.0, ge=5, le=150, description="antenna height of a site")
     device_height_m: float = Field(
-        1.5, ge=1.5, le=22.5, description="antenna height of a device (TR 38.901 UMi range)"
+        1.5, ge=1, le=22.5, description="antenna height of a device (its range is the scenario's)"
     )
     speed_min_m_s: float = Field(0.8, ge=0, description="lowest speed of a device")
     speed_max_m_s: float = Field(8.0, gt=0, description="highest speed of a device")
@@ -67,6 +83,82 @@ class BankConfig(BaseModel):
     validation: int = Field(8, ge=0, description="worlds to choose checkpoints on")
     evaluation: int = Field(32, ge=0, description="worlds that tables are made on")
     seed: int = Field(0, ge=0, description="seed of all worlds")
+    scenario: ScenarioName = Field(
+        "umi",
+        description="TR 38.901 scenario: urban micro, urban macro or rural macro; the latter two "
+        "bring site heights, distances, speeds and cars of their own where none are given",
+    )
+    fading: Literal["cir", "large_scale"] = Field(
+        "cir",
+        description="`cir` sums the rays of TR 38.901; `large_scale` fades the same path loss, "
+        "shadowing, K-factor and delay spread by plane waves, some ten times faster",
+    )
+    drop: Literal["uniform", "clustered"] = Field(
+        "uniform", description="where devices start: anywhere, or in hot spots"
+    )
+    num_clusters: int = Field(3, ge=1, description="hot spots per world of a clustered drop")
+    cluster_radius_m: float = Field(40.0, gt=0, description="radius of a hot spot")
+    car_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that an outdoor device sits in a car (clause "
+        "7.4.3.2: 9 dB on average, 5 dB standard deviation)",
+    )
+    wall_loss: Literal["low", "high"] = Field(
+        "low",
+        description="building penetration of clause 7.4.3.1; without effect in UMi and UMa below "
+        "6 GHz, where it is 20 dB",
+    )
+    indoor_depth: Literal["slot", "track"] = Field(
+        "slot",
+        description="how long an indoor device keeps its depth in the building (0 to 25 m, "
+        "0.5 dB/m) in UMi and UMa below 6 GHz: a slot, or the whole track",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_scenario_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        scenario = given.get("scenario", "umi")
+        known = SCENARIOS.get(scenario) if isinstance(scenario, str) else None
+        return {**known.defaults, **given} if known else given
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        known = SCENARIOS.get(self.scenario)
+        # What a scenario sets itself must be written, or reading would set it again.
+        kept = known.defaults if known else {}
+        return {
+            name: value
+            for name, value in content.items()
+            if name not in _LATER_FIELDS
+            or name in kept
+            or value != type(self).model_fields[name].default
+        }
+
+    @model_validator(mode="after")
+    def _check_scenario(self) -> Self:
+        ranges = SCENARIOS[self.scenario]
+        limits: dict[str, tuple[float, float]] = {
+            "site_height_m": ranges.site_height_m,
+            "device_height_m": ranges.device_height_m,
+            "inter_site_distance_m": (ranges.inter_site_distance_min_m, math.inf),
+            "carrier_hz": (0.0, ranges.carrier_max_hz),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+                raise ValueError(
+                    f"{name} is {value} but {self.scenario} ({ranges.title}) holds for {span}: "
+                    "change it, or choose another scenario"
+                )
+        if self.scenario == "rma" and self.wall_loss == "high":
+            raise ValueError("wall_loss is high but rma knows low only: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -78,7 +170,7 @@ class BankConfig(BaseModel):
         if self.device_height_m >= self.site_height_m:
             raise ValueError(
                 f"device_height_m is {self.device_height_m} but site_height_m is "
-                f"{self.site_height_m}: devices of a street canyon are below its sites"
+                f"{self.site_height_m}: devices are below the sites"
             )
         if self.num_worlds == 0:
             raise ValueError(f"no worlds: give one of {', '.join(SPLITS)} at least 1")
@@ -164,8 +256,10 @@ class ChannelBank:
         Raises:
             UserError: naming the fields that differ, with the bank's and the asked values.
         """
-        mine, asked = self.config.model_dump(), config.model_dump()
-        differing = [f"{k} {mine[k]} (asked: {asked[k]})" for k in mine if mine[k] != asked[k]]
+        pairs = {k: (getattr(self.config, k), getattr(config, k)) for k in BankConfig.model_fields}
+        differing = [
+            f"{k} {mine} (asked: {asked})" for k, (mine, asked) in pairs.items() if mine != asked
+        ]
         if differing:
             raise UserError(
                 f"the channel bank has {', '.join(differing)}: "
@@ -286,7 +380,7 @@ def build_or_load(
         bank.check_fits(config)
         return bank
     # Loading must not need the builder's dependencies.
-    from uara.radio.umi import build_bank
+    from uara.radio.sionna_bank import build_bank
 
     bank = build_bank(config, progress=progress, workers=workers)
     bank.save(path)

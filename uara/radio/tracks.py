@@ -54,24 +54,56 @@ def area_radius_m(site_m: Array, inter_site_distance_m: float) -> float:
     return max(farthest, inter_site_distance_m / 2)
 
 
-def is_allowed(position_m: Array, site_m: Array, radius_m: float) -> NDArray[np.bool_]:
+def is_allowed(
+    position_m: Array, site_m: Array, radius_m: float, clearance_m: float = SITE_DISTANCE_MIN_M
+) -> NDArray[np.bool_]:
     """Tell whether positions (..., 2) lie in the area and keep their distance from all sites."""
     inside = np.hypot(position_m[..., 0], position_m[..., 1]) <= radius_m
     gap = position_m[..., None, :] - site_m
-    clear = np.hypot(gap[..., 0], gap[..., 1]) >= SITE_DISTANCE_MIN_M
+    clear = np.hypot(gap[..., 0], gap[..., 1]) >= clearance_m
     allowed: NDArray[np.bool_] = inside & clear.all(axis=-1)
     return allowed
 
 
 def draw_start_m(
-    rng: np.random.Generator, num_devices: int, site_m: Array, radius_m: float
+    rng: np.random.Generator,
+    num_devices: int,
+    site_m: Array,
+    radius_m: float,
+    clearance_m: float = SITE_DISTANCE_MIN_M,
 ) -> Array:
     """Draw allowed positions uniformly over the area, (M, 2)."""
     start = np.empty((num_devices, 2))
     todo = np.arange(num_devices)
     while todo.size:
         start[todo] = rng.uniform(-radius_m, radius_m, (todo.size, 2))
-        todo = todo[~is_allowed(start[todo], site_m, radius_m)]
+        todo = todo[~is_allowed(start[todo], site_m, radius_m, clearance_m)]
+    return start
+
+
+def draw_clustered_start_m(
+    rng: np.random.Generator,
+    num_devices: int,
+    num_clusters: int,
+    cluster_radius_m: float,
+    site_m: Array,
+    radius_m: float,
+    clearance_m: float = SITE_DISTANCE_MIN_M,
+) -> Array:
+    """Draw allowed positions in hot spots, (M, 2).
+
+    The centres lie uniformly over the area; a device picks one at random, and a place uniformly
+    over the disc about it.
+    """
+    centre = draw_start_m(rng, num_clusters, site_m, radius_m, clearance_m)
+    about = centre[rng.integers(num_clusters, size=num_devices)]
+    start = np.empty((num_devices, 2))
+    todo = np.arange(num_devices)
+    while todo.size:
+        away = cluster_radius_m * np.sqrt(rng.random(todo.size))
+        heading = rng.uniform(0.0, 2 * math.pi, todo.size)
+        start[todo] = about[todo] + away[:, None] * _direction(heading)
+        todo = todo[~is_allowed(start[todo], site_m, radius_m, clearance_m)]
     return start
 
 
@@ -83,6 +115,9 @@ def draw_tracks(
     turn_rad: float,
     site_m: Array,
     radius_m: float,
+    *,
+    start_m: Array | None = None,
+    clearance_m: float = SITE_DISTANCE_MIN_M,
 ) -> tuple[Array, Array]:
     """Move devices at constant speed with a slowly turning heading.
 
@@ -97,6 +132,8 @@ def draw_tracks(
         turn_rad: standard deviation of the change of heading in one second.
         site_m: (E, 2).
         radius_m: radius of the area.
+        start_m: (M, 2); drawn uniformly over the area where it is not given.
+        clearance_m: least horizontal distance of a device and a site.
 
     Returns:
         position_m (T, M, 2) and velocity_m_s (T, M, 2); position t + 1 is position t plus
@@ -105,7 +142,9 @@ def draw_tracks(
     num_devices = speed_m_s.shape[0]
     position = np.empty((num_slots, num_devices, 2))
     velocity = np.empty((num_slots, num_devices, 2))
-    here = draw_start_m(rng, num_devices, site_m, radius_m)
+    if start_m is None:
+        start_m = draw_start_m(rng, num_devices, site_m, radius_m, clearance_m)
+    here = start_m
     heading = rng.uniform(0.0, 2 * math.pi, num_devices)
     turns = rng.normal(0.0, turn_rad * math.sqrt(slot_s), (num_slots, num_devices))
     for t in range(num_slots):
@@ -113,7 +152,7 @@ def draw_tracks(
         mirrored = _mirrored_heading(here, ahead, speed_m_s * slot_s, site_m, radius_m)
         candidate = np.concatenate([ahead[:, None], mirrored[:, None] + _TURNS_RAD], axis=1)
         step = _direction(candidate) * (speed_m_s * slot_s)[:, None, None]
-        allowed = np.asarray(is_allowed(here[:, None] + step, site_m, radius_m))  # (M, C)
+        allowed = np.asarray(is_allowed(here[:, None] + step, site_m, radius_m, clearance_m))
         # A pocket without any way out exists only for steps as long as the area: stay there.
         step *= allowed.max(axis=1, keepdims=True)[..., None]
         rows, first = np.arange(num_devices), allowed.argmax(axis=1)

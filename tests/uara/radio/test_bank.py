@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from uara.errors import UserError
 from uara.radio.bank import BankConfig, ChannelBank, bank_path, build_or_load
@@ -74,11 +75,45 @@ def test_splits_share_the_worlds_out(bank):
     assert "train, tuning" in refusal(lambda: bank.worlds("test"))
 
 
+# Another value of each field that is no number.
+OTHERS = {
+    "scenario": "uma",
+    "fading": "large_scale",
+    "drop": "clustered",
+    "wall_loss": "high",
+    "indoor_depth": "track",
+}
+
+
 def test_every_field_changes_the_hash():
     hashes = {CONFIG.config_hash()}
-    for name, value in CONFIG.model_dump().items():
-        hashes.add(CONFIG.model_copy(update={name: value + 1}).config_hash())
+    for name in BankConfig.model_fields:
+        value = OTHERS.get(name) or getattr(CONFIG, name) + 1
+        hashes.add(CONFIG.model_copy(update={name: value}).config_hash())
     assert len(hashes) == 1 + len(BankConfig.model_fields)
+
+
+def test_fields_that_came_later_left_the_first_names_alone():
+    """The hash of the default bank, computed before scenarios and ways of fading were options."""
+    assert BankConfig().config_hash() == "d4d555584e3cbf2b"
+    spelt = BankConfig(scenario="umi", fading="cir", drop="uniform", car_share=0.0)
+    assert spelt.config_hash() == "d4d555584e3cbf2b"
+    assert "scenario" not in BankConfig().model_dump()
+    assert BankConfig(scenario="uma").model_dump()["scenario"] == "uma"
+
+
+def test_what_is_dumped_comes_back():
+    for config in (BankConfig(), BankConfig(scenario="rma", fading="large_scale", car_share=0.0)):
+        assert BankConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_macro_scenarios_bring_their_own_sites_unless_told():
+    """TR 38.901 Table 7.8-1 (UMa) and Table 7.2-3 (RMa)."""
+    uma, rma = BankConfig(scenario="uma"), BankConfig(scenario="rma")
+    assert (uma.site_height_m, uma.inter_site_distance_m, uma.car_share) == (25, 500, 0)
+    assert (rma.site_height_m, rma.inter_site_distance_m, rma.car_share) == (35, 1732, 1)
+    told = BankConfig(scenario="rma", site_height_m=20, speed_max_m_s=5, car_share=0)
+    assert (told.site_height_m, told.speed_max_m_s, told.car_share) == (20, 5, 0)
 
 
 def test_world_keys_do_not_depend_on_the_other_splits():
@@ -87,13 +122,28 @@ def test_world_keys_do_not_depend_on_the_other_splits():
     assert len(set(keys)) == len(keys)
 
 
-def test_an_impossible_config_is_refused():
-    with pytest.raises(ValueError, match="speed_min_m_s is 9"):
-        BankConfig(speed_min_m_s=9)
-    with pytest.raises(ValueError, match="below its sites"):
-        BankConfig(device_height_m=12)
-    with pytest.raises(ValueError, match="no worlds"):
-        BankConfig(train=0, tuning=0, validation=0, evaluation=0)
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"speed_min_m_s": 9}, "speed_min_m_s is 9.* but speed_max_m_s is 8"),
+        ({"speed_min_m_s": -1}, "speed_min_m_s\n.*greater than or equal to 0"),
+        ({"indoor_share": 1.2}, "indoor_share\n.*less than or equal to 1"),
+        ({"device_height_m": 12}, "below the sites"),
+        ({"scenario": "rma", "device_height_m": 15}, "device_height_m is 15.*between 1 and 10"),
+        ({"scenario": "rma", "site_height_m": 8}, "site_height_m is 8.*between 10 and 150"),
+        ({"scenario": "rma", "carrier_hz": 60e9}, "carrier_hz is 6.*rma .rural macro."),
+        ({"scenario": "rma", "wall_loss": "high"}, "rma knows low only"),
+        ({"device_height_m": 1.2}, "device_height_m is 1.2 but umi .* between 1.5 and 22.5"),
+        ({"scenario": "uma", "inter_site_distance_m": 80}, "at least 200"),
+        ({"scenario": "hills"}, "'umi', 'uma' or 'rma'"),
+        ({"train": 0, "tuning": 0, "validation": 0, "evaluation": 0}, "no worlds"),
+    ],
+)
+def test_an_impossible_config_is_refused(fields, words):
+    with pytest.raises(ValidationError, match=words) as caught:
+        BankConfig(**fields)
+    (mistake,) = caught.value.errors()
+    assert "\n" not in mistake["msg"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no bank at all", None])
@@ -131,6 +181,9 @@ def test_a_bank_of_another_config_is_refused_by_field(bank):
     assert "slot_s 0.5 (asked: 0.25)" in text
     assert "seed 0 (asked: 3)" in text
     assert "num_slots" not in text
+    larger = CONFIG.model_copy(update={"num_devices": 180, "scenario": "uma"})
+    text = refusal(lambda: bank.check_fits(larger))
+    assert "num_devices 4 (asked: 180), scenario umi (asked: uma)" in text
 
 
 def test_build_or_load_builds_once_and_again_when_forced(bank, tmp_path, monkeypatch):
@@ -140,7 +193,7 @@ def test_build_or_load_builds_once_and_again_when_forced(bank, tmp_path, monkeyp
         built.append(workers)
         return bank
 
-    monkeypatch.setattr("uara.radio.umi.build_bank", build)
+    monkeypatch.setattr("uara.radio.sionna_bank.build_bank", build)
     for force in (False, False, True):
         got = build_or_load(CONFIG, tmp_path, workers=3, force=force)
         np.testing.assert_array_equal(got.gain_db, bank.gain_db)

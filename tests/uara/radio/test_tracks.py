@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uara.radio.tracks import area_radius_m, draw_tracks, site_positions_m
+from uara.radio.tracks import (
+    area_radius_m,
+    draw_clustered_start_m,
+    draw_tracks,
+    site_positions_m,
+)
 
 
 def distances(points):
@@ -64,3 +69,31 @@ def test_a_straight_way_is_mirrored_at_the_border():
     np.testing.assert_allclose(momentum, np.tile(momentum[0], (300, 1)), atol=1e-6)
     turned = np.abs(np.diff(velocity, axis=0)).max(axis=-1) > 1e-9
     assert turned[:201].any(axis=0).all()
+
+
+def test_hot_spots_hold_all_devices_within_their_radius():
+    site = site_positions_m(3, 300.0)
+    radius = area_radius_m(site, 300.0)
+    start = draw_clustered_start_m(
+        np.random.default_rng(5), 300, 2, 30.0, site, radius, clearance_m=20.0
+    )
+    gap = distances(start)
+    apart = gap > 60.0
+    first = ~apart[0]
+    assert 60 < first.sum() < 240
+    assert gap[np.ix_(first, first)].max() <= 60.0
+    assert gap[np.ix_(~first, ~first)].max() <= 60.0
+    to_site = start[:, None] - site
+    assert np.hypot(to_site[..., 0], to_site[..., 1]).min() >= 20.0
+    assert np.hypot(*start.T).max() <= radius
+
+
+def test_clearance_and_starts_are_kept():
+    site = np.zeros((1, 2))
+    start = np.array([[50.0, 0.0], [0.0, 80.0]])
+    position, _ = draw_tracks(
+        np.random.default_rng(7), np.full(2, 5.0), 300, 0.5, 0.3, site, 100.0,
+        start_m=start, clearance_m=35.0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(position[0], start)
+    assert np.hypot(position[..., 0], position[..., 1]).min() >= 35.0
