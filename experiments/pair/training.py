@@ -81,7 +81,7 @@ class PairTrainingConfig(BaseModel):
         2, ge=1, description="Layers of the draft, which is else shaped like the target."
     )
     target_steps: int = Field(800, ge=1, description="Training steps of the target.")
-    draft_steps: int = Field(1100, ge=1, description="Distillation steps of the draft.")
+    draft_steps: int = Field(1000, ge=1, description="Distillation steps of the draft.")
     step_tokens: int = Field(3072, ge=16, description="Tokens per step.")
     short_window: int = Field(
         256, ge=8, description="Tokens per window in the first 70 % of steps."
@@ -94,7 +94,7 @@ class PairTrainingConfig(BaseModel):
         description="Share of each task in the target's training.",
     )
     draft_weights: dict[TextTask, float] = Field(
-        {"code": 0.25, "summarise": 0.1, "chat": 0.65},
+        {"code": 0.05, "summarise": 0.02, "chat": 0.93},
         description="Share of each task in the draft's distillation.",
     )
     generated_share: float = Field(
