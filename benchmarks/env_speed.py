@@ -31,6 +31,7 @@ from rich.table import Table
 
 from envs import Action, BatchedEnv, ControlConfig, EnvRecipe
 from uara.errors import UserError
+from uara.native import compiler
 from uara.prediction import Physics, PhysicsConfig
 from uara.radio.bank import BankConfig, ChannelBank
 from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
@@ -96,8 +97,14 @@ def synthetic_bank(num_devices: int, num_servers: int) -> ChannelBank:
     )
 
 
-def make_recipe(num_devices: int, num_servers: int) -> EnvRecipe:
-    """Describe the timed environment: default world and physics on a synthetic bank."""
+def make_recipe(num_devices: int, num_servers: int, *, native: bool) -> EnvRecipe:
+    """Describe the timed environment: default world and physics on a synthetic bank.
+
+    Args:
+        num_devices: M.
+        num_servers: E; the racks in turn.
+        native: observe with compiled code.
+    """
     racks = list(RACKS)
     config = WorldConfig(servers=tuple(racks[i % len(racks)] for i in range(num_servers)))
     physics = Physics.of(PhysicsConfig())
@@ -108,7 +115,7 @@ def make_recipe(num_devices: int, num_servers: int) -> EnvRecipe:
     def make_world(num_networks: int) -> World:
         return World(config, physics, bank, acceptance, num_networks)
 
-    return EnvRecipe(make_world, control=ALL_LEARNED)
+    return EnvRecipe(make_world, control=ALL_LEARNED, native=native)
 
 
 def random_action(env: BatchedEnv, generator: torch.Generator) -> Action:
@@ -138,14 +145,18 @@ def steps_per_s(env: BatchedEnv, repeats: int) -> float:
 
 
 def measure(num_devices: int, num_servers: int, repeats: int) -> list[Row]:
-    """Time every batch size; return the batch of one and the best of the others."""
-    recipe = make_recipe(num_devices, num_servers)
-    rows = []
-    for batch in BATCH_SIZES:
-        speed = steps_per_s(recipe.batched(batch, seed=0), repeats)
-        agents = speed * num_devices
-        rows.append(Row("uara", num_devices, num_servers, batch, THREADS, speed, agents))
-    return [max(rows[1:], key=lambda row: row.env_steps_per_s), rows[0]]
+    """Time both forms of observation; return the best batch size of each and the batch of one."""
+    best = []
+    for native in (True, False) if compiler() else (False,):
+        recipe = make_recipe(num_devices, num_servers, native=native)
+        name = "uara, native observations" if native else "uara"
+        rows = []
+        for batch in BATCH_SIZES:
+            speed = steps_per_s(recipe.batched(batch, seed=0), repeats)
+            agents = speed * num_devices
+            rows.append(Row(name, num_devices, num_servers, batch, THREADS, speed, agents))
+        best.append(max(rows, key=lambda row: row.env_steps_per_s))
+    return [*best, rows[0]]
 
 
 def measure_peer(python: Path, repeats: int, seconds: float) -> Row:

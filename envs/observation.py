@@ -164,15 +164,15 @@ def observe(state: NetworkState, physics: Physics) -> Observation:
     load = server_load(state)
     local = predict_locally(state, load, physics)
     return Observation(
-        device=_device_rows(state),
+        device=device_rows(state),
         pair=_pair_rows(state, load, local),
-        server=_server_rows(state, load),
+        server=server_rows(state, load),
         mask=state.reachable,
         active=state.has_request,
     )
 
 
-def _device_rows(state: NetworkState) -> Tensor:
+def device_rows(state: NetworkState) -> Tensor:
     """Gather what a device knows of itself, (B, M, Fd)."""
     dtype, phase = state.gain.dtype, state.phase
     active = state.has_request.to(dtype)
@@ -225,7 +225,7 @@ def _pair_rows(state: NetworkState, load: ServerLoad, local: LocalPrediction) ->
     )
 
 
-def _server_rows(state: NetworkState, load: ServerLoad) -> Tensor:
+def server_rows(state: NetworkState, load: ServerLoad) -> Tensor:
     """Gather what servers broadcast, (B, E, Fs)."""
     capacity = state.kv_free_tokens + load.held_tokens
     return _bounded_rows(

@@ -124,6 +124,11 @@ class ExperimentConfig(BaseModel):
     )
     training: TrainingConfig = Field(TrainingConfig(), description="length and batch of training")
     num_networks: int = Field(64, gt=0, description="networks stepped at once in training")
+    native: bool = Field(
+        False,
+        description="observe with compiled code while training: the same to rounding, faster for "
+        "many devices and servers; needs a C compiler",
+    )
     seed: int = Field(0, ge=0, description="seed of training")
 
     @field_validator("learner", mode="before")

@@ -123,7 +123,9 @@ def train_experiment(
     """
     bank = load_bank(config.task, banks, progress)
     world = make_world(config.task, bank, config.num_networks)
-    env = BatchedEnv(world, "train", config.control, config.reward, config.seed)
+    env = BatchedEnv(
+        world, "train", config.control, config.reward, config.seed, native=config.native
+    )
 
     def validate(controller: Controller) -> dict[str, float]:
         rows = evaluate_controller(
