@@ -25,6 +25,10 @@ FORMAT_VERSION = 1
 Split = Literal["train", "tuning", "validation", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+Backend = Literal["sionna", "rt", "tensorflow"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+Scene = Literal["munich", "etoile", "simple_street_canyon"]
+
 Progress = Callable[[int, int], None]
 
 _ARRAYS: dict[str, type[np.generic]] = {
@@ -67,6 +71,14 @@ class BankConfig(BaseModel):
     validation: int = Field(8, ge=0, description="worlds to choose checkpoints on")
     evaluation: int = Field(32, ge=0, description="worlds that tables are made on")
     seed: int = Field(0, ge=0, description="seed of all worlds")
+    backend: Backend = Field(
+        "sionna",
+        description="builder: UMi by Sionna on PyTorch, a traced city by Sionna RT, or UMi by "
+        "Sionna on TensorFlow (the last two in environments of their own)",
+    )
+    scene: Scene | None = Field(
+        None, description="city that `rt` traces, munich if none is named; for `rt` alone"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -79,6 +91,15 @@ class BankConfig(BaseModel):
             raise ValueError(
                 f"device_height_m is {self.device_height_m} but site_height_m is "
                 f"{self.site_height_m}: devices of a street canyon are below its sites"
+            )
+        if self.scene is not None and self.backend != "rt":
+            raise ValueError(
+                f"scene is {self.scene} but backend is {self.backend}: scenes are for backend rt"
+            )
+        if self.backend == "rt" and self.indoor_share > 0:
+            raise ValueError(
+                f"indoor_share is {self.indoor_share} but backend rt traces devices in streets "
+                "alone: set it to 0"
             )
         if self.num_worlds == 0:
             raise ValueError(f"no worlds: give one of {', '.join(SPLITS)} at least 1")
@@ -101,8 +122,13 @@ class BankConfig(BaseModel):
         return [(k, j) for k, split in enumerate(SPLITS) for j in range(self.worlds_in(split))]
 
     def config_hash(self) -> str:
-        """Hash everything that shapes the bank, the file format included: 16 hex digits."""
+        """Hash everything that shapes the bank, the file format included: 16 hex digits.
+
+        A builder's name joins only where it is not the first, so that older banks keep theirs.
+        """
         content = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}
+        if self.backend == "sionna":
+            del content["backend"], content["scene"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -267,6 +293,7 @@ def build_or_load(
     progress: Progress | None = None,
     workers: int = 2,
     force: bool = False,
+    python: Path | str | None = None,
 ) -> ChannelBank:
     """Load the bank of a config from a folder, building and saving it first where it is missing.
 
@@ -276,9 +303,11 @@ def build_or_load(
         progress: called with (worlds done, worlds in all).
         workers: processes that build.
         force: build even where the file exists.
+        python: interpreter of the environment that a backend other than `sionna` is built in.
 
     Raises:
-        UserError: the file exists but is damaged, or is the bank of another config.
+        UserError: the file exists but is damaged, is the bank of another config, or cannot be
+            built here.
     """
     path = bank_path(config, folder)
     if path.is_file() and not force:
@@ -286,8 +315,13 @@ def build_or_load(
         bank.check_fits(config)
         return bank
     # Loading must not need the builder's dependencies.
-    from uara.radio.umi import build_bank
+    if config.backend == "sionna":
+        from uara.radio.umi import build_bank
 
-    bank = build_bank(config, progress=progress, workers=workers)
+        bank = build_bank(config, progress=progress, workers=workers)
+    else:
+        from uara.radio.backends import build_elsewhere
+
+        bank = build_elsewhere(config, python, progress=progress, workers=workers)
     bank.save(path)
     return bank

@@ -165,10 +165,18 @@ def _sites_m(config: BankConfig) -> NDArray[np.float64]:
     return site_positions_m(config.num_servers, config.inter_site_distance_m)
 
 
-def build_world(config: BankConfig, key: tuple[int, int]) -> World:
-    """Build one world; it depends on `config.seed` and `key` (split, number) alone."""
-    from sionna.phy import config as sionna_config
+@dataclass(frozen=True)
+class WorldTracks:
+    """How the devices of one world move, and the seed of its channel."""
 
+    position_m: NDArray[np.float64]  # (T, M, 2)
+    velocity_m_s: NDArray[np.float64]  # (T, M, 2)
+    is_indoor: NDArray[np.bool_]  # (M,)
+    channel_seed: int
+
+
+def draw_world_tracks(config: BankConfig, key: tuple[int, int]) -> WorldTracks:
+    """Draw the tracks of one world; they depend on `config.seed` and `key` alone."""
     tracks_seed, channel_seed = np.random.SeedSequence([config.seed, *key]).spawn(2)
     rng = np.random.default_rng(tracks_seed)
     site_m = _sites_m(config)
@@ -179,13 +187,23 @@ def build_world(config: BankConfig, key: tuple[int, int]) -> World:
     position, velocity = draw_tracks(
         rng, speed, config.num_slots, config.slot_s, config.turn_rad, site_m, radius_m
     )
-    sionna_config.seed = int(channel_seed.generate_state(1)[0])
+    return WorldTracks(position, velocity, is_indoor, int(channel_seed.generate_state(1)[0]))
+
+
+def build_world(config: BankConfig, key: tuple[int, int]) -> World:
+    """Build one world; it depends on `config.seed` and `key` (split, number) alone."""
+    from sionna.phy import config as sionna_config
+
+    tracks = draw_world_tracks(config, key)
+    position, velocity = tracks.position_m, tracks.velocity_m_s
+    site_m = _sites_m(config)
+    sionna_config.seed = tracks.channel_seed
     per_chunk = max(1, _LINKS_PER_CHUNK // (config.num_slots * config.num_servers))
     gain_db, is_los = [], []
     for first in range(0, config.num_devices, per_chunk):
         chunk = slice(first, first + per_chunk)
         gain, los = _chunk_gain(
-            config, site_m, position[:, chunk], velocity[:, chunk], is_indoor[chunk]
+            config, site_m, position[:, chunk], velocity[:, chunk], tracks.is_indoor[chunk]
         )
         gain_db.append(10 * np.log10(gain))
         is_los.append(los)
