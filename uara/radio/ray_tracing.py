@@ -215,7 +215,7 @@ def _ground_of(height_m: Array, corner_m: float, level_m: float, radius_m: float
     from scipy import ndimage
 
     is_open = np.nan_to_num(height_m, nan=np.inf) < 0.5
-    away = ndimage.binary_erosion(is_open, np.ones((3, 3), bool), border_value=1)
+    away = ndimage.binary_erosion(is_open, np.ones((3, 3), bool))  # bars the map's border too
     axis = corner_m + _PIXEL_M * (np.arange(len(height_m)) + 0.5)
     inside = np.hypot(axis[:, None], axis) <= radius_m
     label, count = ndimage.label(away & inside)

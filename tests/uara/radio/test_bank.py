@@ -75,9 +75,12 @@ def test_splits_share_the_worlds_out(bank):
 
 
 def test_every_field_changes_the_hash():
-    hashes = {CONFIG.config_hash()}
-    for name, value in CONFIG.model_dump().items():
-        hashes.add(CONFIG.model_copy(update={name: value + 1}).config_hash())
+    traced = CONFIG.model_copy(update={"backend": "rt", "scene": "munich"})
+    other = {"backend": "tensorflow", "scene": "etoile"}
+    hashes = {traced.config_hash()}
+    for name, value in traced.model_dump().items():
+        changed = other[name] if name in other else value + 1
+        hashes.add(traced.model_copy(update={name: changed}).config_hash())
     assert len(hashes) == 1 + len(BankConfig.model_fields)
 
 
