@@ -59,7 +59,7 @@ $(RT_VENV)/.installed: constraints-channels-rt.txt
 	$(PYTHON) -m venv $(RT_VENV)
 	$(RT_VENV)/bin/python -m pip install --quiet --constraint $< torch
 	$(RT_VENV)/bin/python -m pip install --quiet --constraint $< sionna
-	$(RT_VENV)/bin/python -I uara/radio/ray_tracing.py --probe || { \
+	@$(RT_VENV)/bin/python -I uara/radio/ray_tracing.py --probe 2>/dev/null || { \
 	  echo 'LLVM 19 is missing: `apt-get install libllvm19`, or name it in DRJIT_LIBLLVM_PATH'; \
 	  exit 1; }
 	touch $@
