@@ -23,8 +23,6 @@ from uara.errors import UserError
 from uara.radio.bank import FORMAT_VERSION, BankConfig, ChannelBank, Progress
 from uara.radio.tracks import area_radius_m, site_positions_m
 
-DEFAULT_SCENE = "munich"
-
 
 @dataclass(frozen=True)
 class Builder:
@@ -153,7 +151,7 @@ def _plan_folder(config: BankConfig, workers: int) -> Iterator[Path]:
         if config.backend == "rt":
             state = [np.random.SeedSequence([config.seed, *key]).generate_state(1) for key in keys]
             plan |= {
-                "scene": config.scene or DEFAULT_SCENE,
+                "scene": config.scene,
                 "lattice_m": lattice.tolist(),
                 "radius_m": area_radius_m(lattice, config.inter_site_distance_m),
                 "seeds": [int(s[0]) for s in state],

@@ -80,6 +80,17 @@ class BankConfig(BaseModel):
         None, description="city that `rt` traces, munich if none is named; for `rt` alone"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_scene(cls, fields: Any) -> Any:
+        if (
+            isinstance(fields, dict)
+            and fields.get("backend") == "rt"
+            and fields.get("scene") is None
+        ):
+            return fields | {"scene": "munich"}
+        return fields
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.speed_min_m_s > self.speed_max_m_s:

@@ -2,7 +2,7 @@
 
 It is a script for an environment of its own (`make channels-tf`), so it imports nothing of this
 package; `uara.radio.backends` runs it. The tracks come from there, and so are those of the first
-builder. Path loss, large-scale parameters, rays and the sum of the rays are all Sionna 1.2's.
+builder. Basic path loss, large-scale parameters, rays and the sum of the rays are all Sionna 1.2's.
 
 Shape legend: W worlds, T slots (the users of one topology), D devices of one chunk (Sionna's
 batch), M devices, E servers, C clusters, R rays per cluster, P paths, S snapshots, F tones.
@@ -169,6 +169,31 @@ def draw_los_quantile(
     return quantile
 
 
+def draw_penetration_db(
+    rng: np.random.Generator, carrier_hz: float, is_indoor: Mask, num_servers: int
+) -> Array:
+    """Draw the losses of devices (D,) that stay indoors, 0 outdoors; constant along a track.
+
+    3GPP TR 38.901 clause 7.4.3.1: below 6 GHz Table 7.4.3-3, else the low-loss walls of Table
+    7.4.3-2; half a decibel per metre of the way indoors.
+
+    Returns:
+        (D, E, 1).
+    """
+    shape = (len(is_indoor), num_servers)
+    if carrier_hz < 6e9:
+        loss_db = 20.0 + 0.5 * rng.uniform(0.0, 25.0, shape)
+    else:
+        ghz = carrier_hz / 1e9
+        glass, concrete = 10 ** (-(2 + 0.2 * ghz) / 10), 10 ** (-(5 + 4 * ghz) / 10)
+        wall_db = 5 - 10 * math.log10(0.3 * glass + 0.7 * concrete)
+        way_m = rng.uniform(0.0, 25.0, (2, len(is_indoor), 1)).min(axis=0)
+        loss_db = wall_db + 0.5 * way_m + rng.normal(0.0, 4.4, (len(is_indoor), 1))
+        loss_db = np.broadcast_to(loss_db, shape)
+    kept: Array = np.where(is_indoor[:, None], loss_db, 0.0)[..., None]
+    return kept
+
+
 def _chunk_gain(
     config: dict[str, Any],
     rng: np.random.Generator,
@@ -182,16 +207,19 @@ def _chunk_gain(
     from sionna.phy.channel.tr38901 import LSPGenerator, RaysGenerator
 
     num_slots, num_devices = position_m.shape[:2]
-    scenario = _new_scenario(config["carrier_hz"], draw_los_quantile(rng, position_m, len(site_m)))
     site = np.tile(_with_height(site_m, config["site_height_m"]), (num_devices, 1, 1))
-    scenario.set_topology(
-        ut_loc=tf.constant(_with_height(position_m, config["device_height_m"]).swapaxes(0, 1)),
-        bs_loc=tf.constant(site),
-        ut_orientations=tf.zeros([num_devices, num_slots, 3]),
-        bs_orientations=tf.zeros([num_devices, len(site_m), 3]),
-        ut_velocities=tf.constant(_with_height(velocity_m_s, 0.0).swapaxes(0, 1)),
-        in_state=tf.constant(np.tile(is_indoor[:, None], num_slots)),
-    )
+    topology = {
+        "ut_loc": tf.constant(_with_height(position_m, config["device_height_m"]).swapaxes(0, 1)),
+        "bs_loc": tf.constant(site),
+        "ut_orientations": tf.zeros([num_devices, num_slots, 3]),
+        "bs_orientations": tf.zeros([num_devices, len(site_m), 3]),
+        "ut_velocities": tf.constant(_with_height(velocity_m_s, 0.0).swapaxes(0, 1)),
+    }
+    quantile = draw_los_quantile(rng, position_m, len(site_m))
+    scenario, in_the_open = (_new_scenario(config["carrier_hz"], quantile) for _ in range(2))
+    scenario.set_topology(**topology, in_state=tf.constant(np.tile(is_indoor[:, None], num_slots)))
+    outdoors = tf.zeros([num_devices, num_slots], tf.bool)
+    in_the_open.set_topology(**topology, in_state=outdoors, los=True)
     draw_large_scale = LSPGenerator(scenario)
     draw_rays = RaysGenerator(scenario)
     draw_large_scale.topology_updated_callback()
@@ -199,8 +227,16 @@ def _chunk_gain(
     large_scale = draw_large_scale()
     rays = draw_rays(large_scale)
     coefficient, delay_s = _paths(config, scenario, large_scale, rays, site_m)
-    power = 10 ** (-draw_large_scale.sample_pathloss() / 10) * large_scale.sf  # (D, E, T)
-    gain = _mean_power(config, coefficient, delay_s) * power.numpy()
+    # Clause 7.4.3.1: what is indoors has the basic path loss of the street outside, where there may
+    # be line of sight.
+    basic_db = tf.where(
+        scenario.los_probability > 0.5, in_the_open.basic_pathloss, scenario.basic_pathloss
+    )
+    loss_db = basic_db.numpy() + draw_penetration_db(
+        rng, config["carrier_hz"], is_indoor, len(site_m)
+    )
+    power = 10 ** (-loss_db / 10) * large_scale.sf.numpy()  # (D, E, T)
+    gain = _mean_power(config, coefficient, delay_s) * power
     is_los: Mask = scenario.los.numpy()
     return gain.transpose(2, 0, 1), is_los.transpose(2, 0, 1)
 

@@ -210,6 +210,7 @@ def test_a_builder_starts_with_numpy_alone(builder):
 
 def test_each_builder_and_scene_has_a_hash_of_its_own_and_old_banks_keep_theirs():
     rt = BankConfig(**TINY, backend="rt")
+    assert rt == BankConfig(**TINY, backend="rt", scene="munich")
     configs = [BankConfig(**TINY), TENSORFLOW, rt, RT]
     assert len({config.config_hash() for config in configs}) == 4
     older = BankConfig().model_dump(exclude={"backend", "scene"})
