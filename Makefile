@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEER_VENV := .venv-mobile-env
+RT_VENV := .venv-channels-rt
+TF_VENV := .venv-channels-tf
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install quickstart results test test-all lint benchmark benchmark-peers clean
+.PHONY: install quickstart results test test-all lint benchmark benchmark-peers channels-rt \
+	channels-tf clean
 
 install: $(STAMP)
 
@@ -47,5 +50,27 @@ $(PEER_VENV)/.installed:
 benchmark: install benchmark-peers
 	$(BIN)/python -m benchmarks.env_speed
 
+# Two further channel builders, each in an environment of its own, since their pins clash with ours.
+# `uara channels build TASK --backend rt --python .venv-channels-rt/bin/python` uses the first.
+channels-rt: $(RT_VENV)/.installed
+
+# Sionna RT compiles its kernels with LLVM 19 or newer; its probe says at once where that is missing.
+$(RT_VENV)/.installed: constraints-channels-rt.txt
+	$(PYTHON) -m venv $(RT_VENV)
+	$(RT_VENV)/bin/python -m pip install --quiet --constraint $< torch
+	$(RT_VENV)/bin/python -m pip install --quiet --constraint $< sionna
+	@$(RT_VENV)/bin/python -I uara/radio/ray_tracing.py --probe 2>/dev/null || { \
+	  echo 'LLVM 19 is missing: `apt-get install libllvm19`, or name it in DRJIT_LIBLLVM_PATH'; \
+	  exit 1; }
+	touch $@
+
+channels-tf: $(TF_VENV)/.installed
+
+$(TF_VENV)/.installed: constraints-channels-tf.txt
+	$(PYTHON) -m venv $(TF_VENV)
+	$(TF_VENV)/bin/python -m pip install --quiet --constraint $< sionna-no-rt tensorflow
+	$(TF_VENV)/bin/python -I uara/radio/tensorflow_umi.py --probe
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEER_VENV) runs banks
+	rm -rf $(VENV) $(PEER_VENV) $(RT_VENV) $(TF_VENV) runs banks

@@ -99,23 +99,43 @@ def channels_build(
     preview: Annotated[Path | None, typer.Option(help="draw the first evaluation world")] = None,
     force: Annotated[bool, typer.Option("--force", help="rebuild an existing bank")] = False,
     folder: Annotated[Path, typer.Option(help="folder of banks")] = Path("banks"),
-    workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="processes, or threads of --python")] = 2,
+    backend: Annotated[
+        str | None, typer.Option(help="sionna, rt or tensorflow; as bank.backend=...")
+    ] = None,
+    python: Annotated[
+        Path | None, typer.Option(help="interpreter of the environment of rt or tensorflow")
+    ] = None,
+    radio_map: Annotated[
+        Path | None, typer.Option(help="draw path gains over the city of backend rt")
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Build or refresh the channel bank of a task with Sionna."""
+    from uara.figures.city_map import draw_city_map
     from uara.figures.network_map import draw_bank_preview
+    from uara.radio.backends import trace_radio_map
     from uara.radio.bank import bank_path, build_or_load
 
-    config = load_any(task, overrides)
-    with Bar("worlds") as bar:
-        bank = build_or_load(config.bank, folder, progress=bar, workers=workers, force=force)
+    asked = [f"bank.backend={backend}"] if backend is not None else []
+    config = load_any(task, [*(overrides or []), *asked])
+    city = trace_radio_map(config.bank, python, workers=workers) if radio_map is not None else None
+    with Bar("waypoints" if config.bank.backend == "rt" else "worlds") as bar:
+        bank = build_or_load(
+            config.bank, folder, progress=bar, workers=workers, force=force, python=python
+        )
     path = bank_path(config.bank, folder)
     console.print(
         f"{path}: {bank.gain_db.shape} (world, slot, device, server), built in {bank.build_s:.0f} s"
     )
+    worlds = bank.worlds("evaluation")
+    world = int(worlds[0]) if worlds.size else 0
     if preview is not None:
-        draw_bank_preview(bank, int(bank.worlds("evaluation")[0]), preview)
+        draw_bank_preview(bank, world, preview)
         console.print(f"preview: {preview}")
+    if city is not None and radio_map is not None:
+        draw_city_map(city, bank, world, radio_map)
+        console.print(f"radio map: {radio_map}")
     save_json(json_file, "channels build", config.bank.model_dump(mode="json"), [bank.metadata])
 
 

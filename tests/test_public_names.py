@@ -117,7 +117,16 @@ def test_the_metrics_of_tables() -> None:
 
 
 COMMANDS = {
-    "channels build": ["--folder", "--force", "--json", "--preview", "--workers"],
+    "channels build": [
+        "--backend",
+        "--folder",
+        "--force",
+        "--json",
+        "--preview",
+        "--python",
+        "--radio-map",
+        "--workers",
+    ],
     "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
     "diagnose": ["--episodes", "--json"],
     "evaluate": ["--controller", "--csv", "--figure", "--json", "--policy"],

@@ -21,6 +21,7 @@ from uara.radio.bank import bank_path
 Uara = Callable[..., tuple[int, str, str]]
 
 EVALUATE = ("evaluate", "task.yaml")
+BUILD = ("channels", "build", "task.yaml")
 
 
 def files(folder: Path) -> set[str]:
@@ -67,6 +68,12 @@ def refused(uara: Uara, *words: object) -> str:
         (("decode", "task.yaml", "decode.world=3"), ["decode.world is 3", "0 to 2"]),
         (("decode", "task.yaml", "decode.requests=0"), ["decode.requests", "greater than 0"]),
         (("channels", "build", "task.yaml", "bank.train=-1"), ["bank.train", "-1"]),
+        ((*BUILD, "--backend", "smoke"), ["bank.backend", "'rt'", "smoke"]),
+        ((*BUILD, "--backend", "rt"), ["`make channels-rt`", "--python"]),
+        ((*BUILD, "--backend", "tensorflow"), ["`make channels-tf`", "--python"]),
+        ((*BUILD, "--backend", "rt", "--python", "none"), ["cannot run none", "channels-rt"]),
+        ((*BUILD, "--backend", "rt", "bank.scene=rome"), ["bank.scene", "'munich'", "rome"]),
+        ((*BUILD, "--radio-map", "map.png"), ["radio maps", "--backend rt"]),
         (("pair", "train", "target.width=-1"), ["target", "`uara schema`"]),
         (("pair", "calibrate", "--prompts", "none.jsonl"), ["none.jsonl", "JSONL"]),
         (("sweep", "experiment.yaml", "--override", "speed"), ["'speed'", "key=value"]),

@@ -62,7 +62,7 @@ def draw_bank_preview(bank: ChannelBank, world: int, path: Path | str) -> None:
     _draw_cells_and_tracks(figure.add_subplot(grid[:, 0]), bank, world)
     _draw_gain_histogram(figure.add_subplot(grid[0, 1]), bank)
     _draw_gain_over_time(figure.add_subplot(grid[1, 1]), bank, world)
-    _write_png(figure, Path(path))
+    write_png(figure, Path(path))
 
 
 def _draw_cells_and_tracks(ax: Axes, bank: ChannelBank, world: int) -> None:
@@ -86,7 +86,7 @@ def _draw_cells_and_tracks(ax: Axes, bank: ChannelBank, world: int) -> None:
         ax.annotate(
             f"{m}", track[0], (5, 4), textcoords="offset points", fontsize=8, color=_INK, zorder=6
         )
-    _draw_sites(ax, bank.site_position_m.astype(float), reach)
+    draw_sites(ax, bank.site_position_m.astype(float), reach)
     los = float(bank.is_los[world].mean())
     best_los = np.take_along_axis(bank.is_los[world], best[..., None], axis=-1).mean()
     ax.set_title(
@@ -99,9 +99,9 @@ def _draw_cells_and_tracks(ax: Axes, bank: ChannelBank, world: int) -> None:
         for e in range(min(bank.site_position_m.shape[0], len(SERVER_COLOURS)))
     ]
     start = Line2D([], [], ls="", marker="o", mfc="white", mec=_INK, label="device at the start")
-    _legend_below(ax, [*handles, start])
+    legend_below(ax, [*handles, start])
     limits = (-1.1 * reach, 1.1 * reach)  # room for the labels of sites on the border
-    _finish_map(ax, limits, limits)
+    finish_map(ax, limits, limits)
 
 
 def _cell_image(bank: ChannelBank, reach: float) -> NDArray[np.float64]:
@@ -209,12 +209,12 @@ def draw_network(
         )
     )
     _draw_loads(ax, site, np.asarray(server_load, float), span)
-    _draw_sites(ax, site, span)
+    draw_sites(ax, site, span)
     _draw_devices(ax, device, linked, latency_s)
     ax.set_title(title, fontsize=11)
     middle, half = (low + high) / 2, 0.5 * span + 0.1 * span
     x_limits = (middle[0] - half, middle[0] + half)
-    _finish_map(ax, x_limits, (middle[1] - half, middle[1] + half))
+    finish_map(ax, x_limits, (middle[1] - half, middle[1] + half))
     return _image(figure)
 
 
@@ -253,7 +253,7 @@ def _draw_devices(
     shown = [handles[0]]
     shown += [handles[1]] if (~linked).any() else []
     shown += [handles[2]] if (linked & idle).any() else []
-    _legend_below(ax, shown)
+    legend_below(ax, shown)
 
 
 def _draw_loads(ax: Axes, site: NDArray[Any], load: NDArray[Any], span: float) -> None:
@@ -278,7 +278,7 @@ def _draw_loads(ax: Axes, site: NDArray[Any], load: NDArray[Any], span: float) -
         )
 
 
-def _draw_sites(ax: Axes, site: NDArray[Any], span: float) -> None:
+def draw_sites(ax: Axes, site: NDArray[Any], span: float) -> None:
     """Draw sites as triangles with their server's number."""
     for e, where in enumerate(site):
         ax.plot(*where, "^", ms=11, mfc=server_colour(e), mec=_INK, zorder=5)
@@ -295,13 +295,13 @@ def _draw_sites(ax: Axes, site: NDArray[Any], span: float) -> None:
         )
 
 
-def _finish_map(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
+def finish_map(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
     """Give a map equal scales, limits and labels."""
     ax.set(xlim=x, ylim=y, aspect="equal", xlabel="x [m]", ylabel="y [m]")
     _lighten(ax)
 
 
-def _legend_below(ax: Axes, handles: list[Line2D]) -> None:
+def legend_below(ax: Axes, handles: list[Line2D]) -> None:
     """Put a legend where it hides nothing."""
     ax.legend(
         handles=handles,
@@ -330,7 +330,7 @@ def _image(figure: Figure) -> NDArray[np.uint8]:
     return pixels[..., :3].copy()
 
 
-def _write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -34,6 +34,10 @@ FORMAT_VERSION = 1
 Split = Literal["train", "tuning", "validation", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+Backend = Literal["sionna", "rt", "tensorflow"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+Scene = Literal["munich", "etoile", "simple_street_canyon"]
+
 Progress = Callable[[int, int], None]
 
 # Fields that came after the first banks. At their defaults they are left out of what is written
@@ -41,6 +45,11 @@ Progress = Callable[[int, int], None]
 _LATER_FIELDS = (
     *("scenario", "fading", "drop", "num_clusters", "cluster_radius_m"),
     *("car_share", "wall_loss", "indoor_depth"),
+    *("backend", "scene"),
+)
+
+_OPTIONS_OF_THE_FIRST_BACKEND = (
+    *("scenario", "fading", "drop", "car_share", "wall_loss", "indoor_depth"),
 )
 
 _ARRAYS: dict[str, type[np.generic]] = {
@@ -115,6 +124,14 @@ class BankConfig(BaseModel):
         description="how long an indoor device keeps its depth in the building (0 to 25 m, "
         "0.5 dB/m) in UMi and UMa below 6 GHz: a slot, or the whole track",
     )
+    backend: Backend = Field(
+        "sionna",
+        description="builder: UMi by Sionna on PyTorch, a traced city by Sionna RT, or UMi by "
+        "Sionna on TensorFlow (the last two in environments of their own)",
+    )
+    scene: Scene | None = Field(
+        None, description="city that `rt` traces, munich if none is named; for `rt` alone"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -160,6 +177,17 @@ class BankConfig(BaseModel):
             raise ValueError("wall_loss is high but rma knows low only: leave it out")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_scene(cls, fields: Any) -> Any:
+        if (
+            isinstance(fields, dict)
+            and fields.get("backend") == "rt"
+            and fields.get("scene") is None
+        ):
+            return fields | {"scene": "munich"}
+        return fields
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.speed_min_m_s > self.speed_max_m_s:
@@ -174,6 +202,26 @@ class BankConfig(BaseModel):
             )
         if self.num_worlds == 0:
             raise ValueError(f"no worlds: give one of {', '.join(SPLITS)} at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if self.scene is not None and self.backend != "rt":
+            raise ValueError(
+                f"scene is {self.scene} but backend is {self.backend}: scenes are for backend rt"
+            )
+        if self.backend == "rt" and self.indoor_share > 0:
+            raise ValueError(
+                f"indoor_share is {self.indoor_share} but backend rt traces devices in streets "
+                "alone: set it to 0"
+            )
+        options = _OPTIONS_OF_THE_FIRST_BACKEND if self.backend != "sionna" else ()
+        for name in options:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} but backend is {self.backend}, which does "
+                    "not know it: leave it out, or take backend sionna"
+                )
         return self
 
     @property
@@ -361,6 +409,7 @@ def build_or_load(
     progress: Progress | None = None,
     workers: int = 2,
     force: bool = False,
+    python: Path | str | None = None,
 ) -> ChannelBank:
     """Load the bank of a config from a folder, building and saving it first where it is missing.
 
@@ -370,9 +419,11 @@ def build_or_load(
         progress: called with (worlds done, worlds in all).
         workers: processes that build.
         force: build even where the file exists.
+        python: interpreter of the environment that a backend other than `sionna` is built in.
 
     Raises:
-        UserError: the file exists but is damaged, or is the bank of another config.
+        UserError: the file exists but is damaged, is the bank of another config, or cannot be
+            built here.
     """
     path = bank_path(config, folder)
     if path.is_file() and not force:
@@ -380,8 +431,13 @@ def build_or_load(
         bank.check_fits(config)
         return bank
     # Loading must not need the builder's dependencies.
-    from uara.radio.sionna_bank import build_bank
+    if config.backend == "sionna":
+        from uara.radio.sionna_bank import build_bank
 
-    bank = build_bank(config, progress=progress, workers=workers)
+        bank = build_bank(config, progress=progress, workers=workers)
+    else:
+        from uara.radio.backends import build_elsewhere
+
+        bank = build_elsewhere(config, python, progress=progress, workers=workers)
     bank.save(path)
     return bank

@@ -198,12 +198,34 @@ def _sites_m(config: BankConfig) -> NDArray[np.float64]:
     return site_positions_m(config.num_servers, config.inter_site_distance_m)
 
 
+@dataclass(frozen=True)
+class WorldTracks:
+    """How the devices of one world move, and the seed of its channel."""
+
+    position_m: NDArray[np.float64]  # (T, M, 2)
+    velocity_m_s: NDArray[np.float64]  # (T, M, 2)
+    is_indoor: NDArray[np.bool_]  # (M,)
+    channel_seed: int
+
+
+def draw_world_tracks(config: BankConfig, key: tuple[int, int]) -> WorldTracks:
+    """Draw the tracks of one world; they depend on `config.seed` and `key` alone."""
+    tracks_seed, channel_seed, _, shelter_seed = _seeds(config, key)
+    chunk = _draw_chunk(config, _sites_m(config), tracks_seed, shelter_seed)
+    seed = int(channel_seed.generate_state(1)[0])
+    return WorldTracks(chunk.position_m, chunk.velocity_m_s, chunk.is_indoor, seed)
+
+
+def _seeds(config: BankConfig, key: tuple[int, int]) -> list[np.random.SeedSequence]:
+    """Seed tracks, channel, waves and shelter of one world."""
+    return np.random.SeedSequence([config.seed, *key]).spawn(4)
+
+
 def build_world(config: BankConfig, key: tuple[int, int]) -> World:
     """Build one world; it depends on `config.seed` and `key` (split, number) alone."""
     from sionna.phy import config as sionna_config
 
-    seeds = np.random.SeedSequence([config.seed, *key]).spawn(4)
-    tracks_seed, channel_seed, waves_seed, shelter_seed = seeds
+    tracks_seed, channel_seed, waves_seed, shelter_seed = _seeds(config, key)
     site_m = _sites_m(config)
     tracks = _draw_chunk(config, site_m, tracks_seed, shelter_seed)
     car_loss_db = _draw_car_loss_db(config, tracks.is_indoor, shelter_seed)

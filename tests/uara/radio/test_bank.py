@@ -82,14 +82,17 @@ OTHERS = {
     "drop": "clustered",
     "wall_loss": "high",
     "indoor_depth": "track",
+    "backend": "tensorflow",
+    "scene": "etoile",
 }
 
 
 def test_every_field_changes_the_hash():
-    hashes = {CONFIG.config_hash()}
+    traced = CONFIG.model_copy(update={"backend": "rt", "scene": "munich"})
+    hashes = {traced.config_hash()}
     for name in BankConfig.model_fields:
-        value = OTHERS.get(name) or getattr(CONFIG, name) + 1
-        hashes.add(CONFIG.model_copy(update={name: value}).config_hash())
+        value = OTHERS.get(name) or getattr(traced, name) + 1
+        hashes.add(traced.model_copy(update={name: value}).config_hash())
     assert len(hashes) == 1 + len(BankConfig.model_fields)
 
 
@@ -210,3 +213,12 @@ def test_a_bank_under_a_foreign_name_is_not_taken(bank, tmp_path):
 def test_loading_needs_neither_torch_nor_sionna():
     program = "import sys, uara.radio.bank; sys.exit(bool({'torch', 'sionna'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "option"),
+    [("rt", {"fading": "large_scale"}), ("tensorflow", {"drop": "clustered"})],
+)
+def test_options_of_the_first_backend_are_refused_by_the_others(backend, option):
+    with pytest.raises(ValueError, match="does not know it: leave it out"):
+        BankConfig(backend=backend, **option)
