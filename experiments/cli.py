@@ -144,19 +144,37 @@ def diagnose(
     task: Config,
     overrides: Overrides = None,
     episodes: Annotated[int, typer.Option(min=8, help="episodes per figure")] = 128,
+    figure: Annotated[Path | None, typer.Option(help="draw it all into this PNG")] = None,
     json_file: Json = None,
 ) -> None:
     """Say whether a scenario is worth learning: modes, spreads, radio and compute, loads."""
     from experiments.diagnose import diagnose as run
     from experiments.evaluation import load_bank
-    from experiments.tables import diagnosis_table
+    from experiments.tables import diagnosis_table, mode_table, time_table
+    from uara.figures.diagnosis import draw_diagnosis
 
     config = load_any(task, overrides)
     with Bar("worlds") as bar:
         bank = load_bank(config, progress=bar)
-    findings = run(config, bank, episodes=episodes)
-    console.print(diagnosis_table(findings))
-    rows: list[object] = [finding.__dict__ for finding in findings]
+    result = run(config, bank, episodes=episodes)
+    console.print(diagnosis_table(result.findings), mode_table(result), time_table(result))
+    console.print(result.verdict)
+    if figure is not None:
+        draw_diagnosis(
+            {finding.name: finding.percent for finding in result.findings},
+            {row.mode: (row.e2e_s, row.tpot_s) for row in result.modes},
+            result.spread,
+            result.time_use.share,
+            figure,
+        )
+        console.print(f"figure: {figure}")
+    rows: list[object] = [
+        *({"kind": "finding", **finding.__dict__} for finding in result.findings),
+        *({"kind": "mode", **row.__dict__} for row in result.modes),
+        {"kind": "spread", **result.spread},
+        {"kind": "share of time", **result.time_use.share},
+        {"kind": "verdict", "text": result.verdict},
+    ]
     save_json(json_file, "diagnose", config.model_dump(mode="json"), rows)
 
 

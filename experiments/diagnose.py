@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from experiments.config import TaskConfig
-from experiments.evaluation import EpisodeRows, View, evaluate_controller, make_world
-from experiments.statistics import mean_interval
+from experiments.evaluation import EpisodeRows, View, evaluate_controller
+from experiments.latency_parts import TimeUse, measure_time_use
 from uara.control.allocation import AllocationConfig
 from uara.control.rules import RuleController
-from uara.network import Decision, NetworkState
+from uara.network import Controller, Decision, NetworkState
 from uara.prediction import Physics
 from uara.radio.bank import ChannelBank, Split
+from uara.serving.modes import MODES
 
 SIMPLE = ("random", "max_sinr", "max_compute", "least_loaded")
 
@@ -64,9 +65,53 @@ def equal_servers(state: NetworkState) -> NetworkState:
     return state.with_(**{name: mean.contiguous() for name, mean in means.items()})
 
 
+@dataclass(frozen=True)
+class ModeFigures:
+    """What a serving mode brings under greedy_latency, means over requests."""
+
+    mode: str
+    e2e_s: float
+    ttft_s: float
+    tpot_s: float
+    is_lossless: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the diagnosis measured."""
+
+    findings: list[Finding]
+    modes: list[ModeFigures]
+    spread: dict[str, float]  # mean E2E latency in seconds of each simple rule and of greedy
+    time_use: TimeUse
+    verdict: str
+
+
+class _Player:
+    """Plays controllers on the tuning worlds of one task and its variants."""
+
+    def __init__(self, task: TaskConfig, bank: ChannelBank, split: Split, episodes: int) -> None:
+        self.task, self.bank, self.split, self.episodes = task, bank, split, episodes
+
+    def rows(
+        self, controller: Controller, task: TaskConfig | None = None, view: View | None = None
+    ) -> EpisodeRows:
+        """Play a controller."""
+        return evaluate_controller(
+            controller, task or self.task, self.bank,
+            split=self.split, episodes=self.episodes, view=view,
+        )  # fmt: skip
+
+    def rule(self, name: str, task: TaskConfig | None = None, view: View | None = None) -> float:
+        """Return the mean E2E latency of a rule in seconds."""
+        where = task or self.task
+        controller = RuleController(name, where.allocation, Physics.of(where.physics))
+        return self.rows(controller, where, view).interval("e2e_latency_s").mean
+
+
 def diagnose(
     task: TaskConfig, bank: ChannelBank, *, split: Split = "tuning", episodes: int = 128
-) -> list[Finding]:
+) -> Diagnosis:
     """Measure the rules that make a scenario worth learning on.
 
     Args:
@@ -75,60 +120,90 @@ def diagnose(
         split: worlds to play; never the evaluation worlds when a scenario is being chosen.
         episodes: per figure.
     """
+    player = _Player(task, bank, split, episodes)
+    modes = _by_mode(player)
+    greedy = next(row.e2e_s for row in modes if row.mode == task.physics.mode)
+    spread = {name: player.rule(name) for name in SIMPLE} | {"greedy_latency": greedy}
+    time_use = measure_time_use(
+        RuleController("greedy_latency", task.allocation, Physics.of(task.physics)),
+        task, bank, split=split, episodes=episodes,
+    )  # fmt: skip
+    findings = [
+        *_mode_findings(modes, greedy),
+        *_spread_findings(player, spread),
+        *_cause_findings(player, greedy),
+        *_loads(task, time_use),
+    ]
+    return Diagnosis(findings, modes, spread, time_use, verdict(findings))
 
-    def play(
-        name: str, task: TaskConfig = task, view: View | None = None, server: int | None = None
-    ) -> EpisodeRows:
+
+def _by_mode(player: _Player) -> list[ModeFigures]:
+    """Play greedy_latency in every serving mode that the physics can be set to."""
+    figures = []
+    for name, mode in MODES.items():
+        task = player.task.model_copy(
+            update={"physics": player.task.physics.model_copy(update={"mode": name})}
+        )
         physics = Physics.of(task.physics)
-        controller = (
-            RuleController(name, task.allocation, physics)
-            if server is None
-            else OneServer(server, task.allocation, physics)
+        rows = player.rows(RuleController("greedy_latency", task.allocation, physics), task)
+        e2e, ttft, tpot = (
+            rows.interval(metric).mean for metric in ("e2e_latency_s", "ttft_s", "tpot_s")
         )
-        return evaluate_controller(
-            controller, task, bank, split=split, episodes=episodes, view=view
-        )
+        figures.append(ModeFigures(name, e2e, ttft, tpot, mode.is_lossless))
+    return figures
 
-    def mean(rows: EpisodeRows) -> float:
-        return rows.interval("e2e_latency_s").mean
 
-    greedy = mean(play("greedy_latency"))
-    simple = {name: mean(play(name)) for name in SIMPLE}
-    best, worst = min(simple, key=lambda n: simple[n]), max(simple, key=lambda n: simple[n])
-    no_draft = task.model_copy(
-        update={"physics": task.physics.model_copy(update={"mode": "server_ar"})}
-    )
+def _mode_findings(modes: list[ModeFigures], own: float) -> list[Finding]:
+    """Hold speculation against plain decoding, and the choice of a mode against the best one."""
+    by_name = {row.mode: row for row in modes}
+    plain = by_name["server_ar"].e2e_s
+    findings = [_finding("server_ar over the task's mode", plain, own, 20, "1: speculation pays")]
+    if "auto" in by_name:
+        rest = [row.e2e_s for row in modes if row.is_lossless and row.mode != "auto"]
+        auto = by_name["auto"].e2e_s
+        words = "6: the mode is a choice, where it is one"
+        findings.append(_finding("best single mode over auto", min(rest), auto, 3, words))
+    return findings
+
+
+def _spread_findings(player: _Player, spread: dict[str, float]) -> list[Finding]:
+    """Compare simple rules with each other, with greedy and with one server for all."""
+    task, greedy = player.task, spread["greedy_latency"]
+    best, worst = min(SIMPLE, key=lambda n: spread[n]), max(SIMPLE, key=lambda n: spread[n])
+    physics = Physics.of(task.physics)
+    ones = [
+        player.rows(OneServer(j, task.allocation, physics)).interval("e2e_latency_s").mean
+        for j in range(len(task.world.servers))
+    ]
+    return [
+        _finding(f"{worst} over {best}", spread[worst], spread[best], 15, "2: simple rules differ"),
+        _finding(f"{best} over greedy", spread[best], greedy, 5, "2: greedy leads"),
+        _finding("best one-server rule", min(ones), greedy, 3, "2: no single server"),
+    ]
+
+
+def _cause_findings(player: _Player, greedy: float) -> list[Finding]:
+    """Blind greedy to radio and to compute, weaken the phones, and split bands the other way."""
+    task = player.task
+    power_dbm = task.world.power_max_dbm - 10
     quiet = task.model_copy(
-        update={
-            "world": task.world.model_copy(update={"power_max_dbm": task.world.power_max_dbm - 10})
-        }
+        update={"world": task.world.model_copy(update={"power_max_dbm": power_dbm})}
     )
-    other = "equal" if task.allocation.bandwidth == "square_root" else "square_root"
+    own = task.allocation.bandwidth
+    other = "equal" if own == "square_root" else "square_root"
     split_rule = task.model_copy(
         update={"allocation": task.allocation.model_copy(update={"bandwidth": other})}
     )
-    ones = [mean(play("", server=j)) for j in range(len(task.world.servers))]
-
-    blind_radio = play("greedy_latency", view=equal_gains)
-    blind_compute = play("greedy_latency", view=equal_servers)
-    figures: list[tuple[str, float, float, float, str]] = [
-        ("server_ar over sd", mean(play("greedy_latency", no_draft)), greedy, 20, "1: SD pays"),
-        (f"{worst} over {best}", simple[worst], simple[best], 15, "2: simple rules differ"),
-        (f"{best} over greedy", simple[best], greedy, 5, "2: greedy leads"),
-        ("best one-server rule", min(ones), greedy, 3, "2: no single server"),
-        ("greedy with equal gains", mean(blind_radio), greedy, 5, "3: radio decides"),
-        ("greedy with equal servers", mean(blind_compute), greedy, 5, "3: compute decides"),
-        ("10 dB less power", mean(play("greedy_latency", quiet)), greedy, 5, "3: power matters"),
-        (
-            f"{other} over {task.allocation.bandwidth} split",
-            mean(play("greedy_latency", split_rule)),
-            greedy,
-            3,
-            "4: the split matters",
-        ),
+    blind_radio = player.rule("greedy_latency", view=equal_gains)
+    blind_compute = player.rule("greedy_latency", view=equal_servers)
+    splitting = player.rule("greedy_latency", split_rule)
+    weak = player.rule("greedy_latency", quiet)
+    return [
+        _finding("greedy with equal gains", blind_radio, greedy, 5, "3: radio decides"),
+        _finding("greedy with equal servers", blind_compute, greedy, 5, "3: compute decides"),
+        _finding("10 dB less power", weak, greedy, 5, "3: power matters"),
+        _finding(f"{other} over {own} split", splitting, greedy, 3, "4: the split matters"),
     ]
-    findings = [_finding(*figure) for figure in figures]
-    return findings + _loads(task, bank, split, episodes)
 
 
 def _finding(name: str, value: float, base: float, least: float, words: str) -> Finding:
@@ -137,26 +212,37 @@ def _finding(name: str, value: float, base: float, least: float, words: str) -> 
     return Finding(name, percent, f"at least {least:g} % (rule {words})", percent >= least)
 
 
-def _loads(task: TaskConfig, bank: ChannelBank, split: Split, episodes: int) -> list[Finding]:
-    """Measure the offered prefill and marginal token work of each server under greedy."""
-    world = make_world(task, bank, episodes)
-    everyone = torch.ones(episodes, dtype=torch.bool)
-    available = torch.from_numpy(bank.worlds(split))
-    world.reset(
-        everyone, available[torch.arange(episodes) % len(available)], torch.arange(episodes)
-    )
-    controller = RuleController("greedy_latency", task.allocation, Physics.of(task.physics))
-    controller.reset(everyone, torch.Generator().manual_seed(0))
-    work = torch.zeros(episodes, len(task.world.servers))
-    for _ in range(task.world.horizon_slots):
-        state = world.state()
-        decision = controller.decide(state)
-        work += world.offered_work_s(decision)
-        world.step(decision)
-    share = work / (task.world.horizon_slots * task.world.slot_s)
+def _loads(task: TaskConfig, time_use: TimeUse) -> list[Finding]:
+    """Hold the offered prefill and marginal token work of each server against its limits."""
     findings = []
     for j, name in enumerate(task.world.servers):
-        load = 100 * mean_interval(share[:, j].numpy(), range(episodes)).mean
+        load = 100 * float(time_use.server_load[:, j].mean())
         holds = 1 <= load <= 80
         findings.append(Finding(f"load of {name} ({j})", load, "1 to 80 % (rule 5)", holds))
     return findings
+
+
+def verdict(findings: list[Finding]) -> str:
+    """Say in one sentence what is and is not worth learning in the scenario."""
+    subjects = {
+        "association": ("rule 2", "rule 3: radio", "rule 3: compute"),
+        "transmit power": ("rule 3: power",),
+        "the split of bandwidth": ("rule 4",),
+        "the serving mode": ("rule 6",),
+    }
+    worth: list[str] = []
+    idle: list[str] = []
+    for subject, rules in subjects.items():
+        own = [f for f in findings if any(rule in f.rule for rule in rules)]
+        if own:
+            (worth if all(f.holds for f in own) else idle).append(subject)
+    overloaded = [f.name for f in findings if "rule 5" in f.rule and not f.holds]
+    parts = [f"Worth learning here: {', '.join(worth) or 'nothing'}"]
+    if idle:
+        parts.append(f"not worth it: {', '.join(idle)}")
+    if any("rule 1" in f.rule and not f.holds for f in findings):
+        parts.append("speculation does not pay, so draft lengths are no question")
+    if overloaded:
+        parts.append(f"outside its range: {', '.join(overloaded)}")
+    parts.append("whether foresight pays (rule 7) is not measured here")
+    return "; ".join(parts) + "."

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from experiments.decode import DecodeRow
-from experiments.diagnose import Finding
+from experiments.diagnose import Diagnosis, Finding
 from experiments.runs import write_text
 
 
@@ -26,6 +26,32 @@ def diagnosis_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         holds = "yes" if finding.holds else "NO"
         table.add_row(finding.name, f"{finding.percent:+.1f}", finding.rule, holds)
+    return table
+
+
+def mode_table(diagnosis: Diagnosis) -> Table:
+    """Show what each serving mode brings under greedy_latency."""
+    table = Table(title="greedy_latency in each serving mode")
+    table.add_column("mode")
+    for name in ("E2E (s)", "TTFT (s)", "TPOT (ms)"):
+        table.add_column(name, justify="right")
+    table.add_column("lossless")
+    for row in diagnosis.modes:
+        lossless = "yes" if row.is_lossless else "NO"
+        figures = (f"{row.e2e_s:.2f}", f"{row.ttft_s:.2f}", f"{1e3 * row.tpot_s:.0f}")
+        table.add_row(row.mode, *figures, lossless)
+    return table
+
+
+def time_table(diagnosis: Diagnosis) -> Table:
+    """Show where the time of requests goes, and how much of each uplink band is in use."""
+    use = diagnosis.time_use
+    table = Table(title="where requests spend their time under greedy_latency, per cent")
+    for part in use.share:
+        table.add_column(part, justify="right")
+    table.add_row(*(f"{100 * share:.1f}" for share in use.share.values()))
+    bands = ", ".join(f"{100 * load:.0f} %" for load in use.band_load.mean(0))
+    table.caption = f"uplink bands in use: {bands}"
     return table
 
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.comparison import rule_controller
 from experiments.config import TaskConfig
-from experiments.diagnose import OneServer, diagnose, equal_gains, equal_servers
+from experiments.diagnose import (
+    Finding,
+    OneServer,
+    diagnose,
+    equal_gains,
+    equal_servers,
+    verdict,
+)
 from experiments.evaluation import evaluate_controller, make_world
+from experiments.latency_parts import PARTS, measure_time_use
 from uara.control.association import best_in_reach
+from uara.figures.diagnosis import draw_diagnosis
 from uara.network import NetworkState
 from uara.prediction import Physics
 from uara.radio.bank import ChannelBank
+from uara.serving.modes import MODES
 
 
 @pytest.fixture
@@ -41,11 +53,68 @@ def test_equal_servers_are_the_mean_rack(state: NetworkState) -> None:
     assert torch.equal(blind.gain, state.gain)
 
 
+def finding(name: str, rule: str, holds: bool) -> Finding:
+    return Finding(name, 1.0, f"at least 5 % (rule {rule})", holds)
+
+
+def test_the_verdict_names_what_is_worth_learning_and_what_is_not() -> None:
+    findings = [
+        finding("modes", "1: speculation pays", True),
+        finding("spread", "2: greedy leads", True),
+        finding("gains", "3: radio decides", True),
+        finding("servers", "3: compute decides", True),
+        finding("power", "3: power matters", False),
+        finding("split", "4: the split matters", True),
+        Finding("load of a", 90.0, "1 to 80 % (rule 5)", False),
+    ]
+    text = verdict(findings)
+    assert "Worth learning here: association, the split of bandwidth;" in text
+    assert "not worth it: transmit power;" in text
+    assert "outside its range: load of a" in text
+    assert "serving mode" not in text
+    blind = [replace(f, holds=False) if "radio" in f.rule else f for f in findings]
+    assert "not worth it: association, transmit power" in verdict(blind)
+    idle = [replace(f, holds=False) if "rule 1" in f.rule else f for f in findings]
+    assert "speculation does not pay" in verdict(idle)
+
+
+def test_the_parts_of_time_add_up_and_need_a_cause(task: TaskConfig, bank: ChannelBank) -> None:
+    use = measure_time_use(
+        rule_controller("greedy_latency", task), task, bank, split="evaluation", episodes=4
+    )
+    assert set(use.share) == set(PARTS)
+    assert sum(use.share.values()) == pytest.approx(1)
+    assert min(use.share.values()) >= 0
+    assert use.share["verify"] > 0.05
+    assert use.server_load.shape == use.band_load.shape == (4, 2)
+    assert (use.band_load >= 0).all()
+    assert (use.band_load <= 1 + 1e-6).all()
+    plain = task.model_copy(
+        update={"physics": task.physics.model_copy(update={"mode": "server_ar"})}
+    )
+    without = measure_time_use(
+        rule_controller("greedy_latency", plain), plain, bank, split="evaluation", episodes=4
+    )
+    assert without.share["draft"] == without.share["uplink"] == without.share["path"] == 0
+
+
 @pytest.mark.slow
-def test_the_diagnosis_compares_with_greedy(task: TaskConfig, bank: ChannelBank) -> None:
-    findings = diagnose(task, bank, split="evaluation", episodes=6)
+def test_the_diagnosis_compares_with_greedy(
+    task: TaskConfig, bank: ChannelBank, tmp_path: Path
+) -> None:
+    result = diagnose(task, bank, split="evaluation", episodes=6)
+    findings = result.findings
     by_name = {finding.name: finding for finding in findings}
-    assert len(by_name) == len(findings) == 10
+    assert len(by_name) == len(findings)
+    assert {row.mode for row in result.modes} == set(MODES)
+    draw_diagnosis(
+        {f.name: f.percent for f in findings},
+        {row.mode: (row.e2e_s, row.tpot_s) for row in result.modes},
+        result.spread,
+        result.time_use.share,
+        tmp_path / "diagnosis.png",
+    )
+    assert (tmp_path / "diagnosis.png").stat().st_size > 20_000
 
     def mean(controller: object) -> float:
         rows = evaluate_controller(controller, task, bank, episodes=6)  # type: ignore[arg-type]

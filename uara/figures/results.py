@@ -27,7 +27,7 @@ def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
     """Write a picture, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -63,7 +63,7 @@ def draw_learning_curve(
     ax.set_xlabel("network slots played (thousands)")
     ax.set_ylabel("mean E2E latency on validation episodes (s)")
     ax.legend(frameon=False)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def draw_latency_bars(rows: Sequence[Mapping[str, object]], path: Path) -> None:
@@ -95,4 +95,4 @@ def draw_latency_bars(rows: Sequence[Mapping[str, object]], path: Path) -> None:
         range(len(rows)), [f"{rows[i]['controller']} ({rows[i]['observes']})" for i in order]
     )
     ax.set_xlabel("mean E2E latency (s), 95 % interval; blue: learned, grey: rules")
-    _write_png(figure, path)
+    write_png(figure, path)

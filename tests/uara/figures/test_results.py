@@ -24,13 +24,13 @@ ROWS = [
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Keep every figure that is written."""
     kept: list[Figure] = []
-    write = results._write_png
+    write = results.write_png
 
     def keep(figure: Figure, path: Path) -> None:
         kept.append(figure)
         write(figure, path)
 
-    monkeypatch.setattr(results, "_write_png", keep)
+    monkeypatch.setattr(results, "write_png", keep)
     return kept
 
 
