@@ -71,13 +71,13 @@ def admit(claims: Claims, capacity_tokens: Tensor) -> Admission:
     """
     num, devices = claims.tokens.shape
     holds_cache = claims.cache_tokens > 0
-    never = torch.full_like(claims.since, torch.inf)
+    never = torch.full_like(claims.since, torch.inf, dtype=torch.float64)
     rank = torch.where(claims.is_resident, -1.0, claims.since)
     # Slots are counted from 0 and stay far below the offset that puts caches last.
-    cache_rank = 1e9 - claims.cache_since
+    cache_rank = 1e9 - claims.cache_since.double()
     key = torch.cat(
         (torch.where(claims.wants, rank, never), torch.where(holds_cache, cache_rank, never)), 1
-    ).double()
+    )
     order = key.argsort(dim=1, stable=True)
     tokens = torch.cat((claims.tokens * claims.wants, claims.cache_tokens), 1).gather(1, order)
     server = torch.cat((claims.server, claims.cache_server.clamp_min(0)), 1).gather(1, order)

@@ -145,7 +145,7 @@ def test_profile_that_cannot_be_is_refused_in_one_line(
 
 def test_phone_without_a_field_is_refused_in_one_line(tmp_path: Path) -> None:
     short = {key: value for key, value in PHONE.items() if key != "draft_time_s"}
-    with pytest.raises(UserError, match="machine 'lab' in .* lacks draft_time_s; give all of"):
+    with pytest.raises(UserError, match=r"machine 'lab' in .* lacks draft_time_s; give all of"):
         get_phone(write(tmp_path, phones={"lab": short}))
 
 

@@ -80,7 +80,9 @@ def test_gap_shrinks_at_the_bounds_and_the_mean_stays() -> None:
 def write(folder: Path, **changes: Any) -> Path:
     traces = {"chat": [[0.5, 0.6, 0.7], [0.9]], "code": [[0.2]]}
     path = folder / "traces.json"
-    path.write_text(json.dumps({"format_version": 1, "block_tokens": 8, "traces": traces} | changes))
+    path.write_text(
+        json.dumps({"format_version": 1, "block_tokens": 8, "traces": traces} | changes)
+    )
     return path
 
 
@@ -200,9 +202,7 @@ def test_drift_moves_truth_and_not_what_is_known(make_world: MakeWorld, one_task
     tasks = (one_task(300, 200),)
     requests = RequestConfig(arrivals_per_s=0.5, tasks=tasks, acceptance_drift=0.25)
     world = make_world([[-95.0]], tasks=tasks, requests=requests, acceptance_std=0.0, num=40)
-    world.reset(
-        torch.ones(40, dtype=torch.bool), torch.zeros(40).long(), torch.arange(40) * 7919
-    )
+    world.reset(torch.ones(40, dtype=torch.bool), torch.zeros(40).long(), torch.arange(40) * 7919)
     arrival, rate = world.requests.arrival_s, world.requests.acceptance
     finite = torch.isfinite(arrival)
     moved: Tensor = (rate - 0.7).abs()[finite].double()

@@ -25,7 +25,9 @@ def test_charge_lies_between_its_bounds() -> None:
 
 
 def test_battery_carries_a_share_of_its_last_slot() -> None:
-    drained = drain(torch.tensor([[10.0, 3.0, 4.0, 0.0]]), torch.tensor([[5.0, 5.0, 3.0, 5.0]]), 1.0)
+    drained = drain(
+        torch.tensor([[10.0, 3.0, 4.0, 0.0]]), torch.tensor([[5.0, 5.0, 3.0, 5.0]]), 1.0
+    )
     assert drained.spent_j.tolist() == [[6, 3, 4, 0]]
     assert drained.done_share.tolist() == [[1, 0.5, 1, 1]]
     assert drained.dies.tolist() == [[False, True, True, False]]
