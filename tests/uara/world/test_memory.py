@@ -21,7 +21,7 @@ MakeWorld = Callable[..., World]
 
 def claims(rows: list[tuple[float, int, bool, float]], caches: list[tuple[float, int, float]]
            ) -> Claims:  # fmt: skip
-    """Make claims of (tokens, server, resident, since) and caches of (tokens, server, last used)."""
+    """Make claims of (tokens, server, resident, since), caches of (tokens, server, last used)."""
     tokens, server, resident, since = zip(*rows, strict=True)
     held, at, used = zip(*caches, strict=True)
     return Claims(
