@@ -159,7 +159,7 @@ class World:
 
         self.world = state["world"].clone()
         self.requests = RequestTable(**part("requests"))
-        self.outages = tuple(part("outages").values())
+        self.outages = tuple(values for _, values in sorted(part("outages").items()))
         self.progress = Progress(**part("progress"))
         self.arrivals, self.waiting_s = self._count_by_slot(self.requests)
         self._forget()

@@ -178,6 +178,64 @@ def test_other_names_of_devices_give_the_same_outcomes_under_other_names(
     assert finished > 5
 
 
+@pytest.fixture
+def full_world(make_world: MakeWorld) -> Callable[[int], World]:
+    """Make worlds in which everything may happen."""
+
+    def make(num: int) -> World:
+        requests = RequestConfig(
+            arrivals_per_s=0.2, tasks=(task(),), bursts=BurstConfig(),
+            conversations=ConversationConfig(max_context_tokens=3000),
+            acceptance=MarkovAcceptance(), acceptance_drift=0.1, output_drift=0.3,
+        )  # fmt: skip
+        return make_world(
+            GAIN_DB, num=num, slots=40, tasks=requests.tasks, requests=requests, servers=RACKS,
+            outages=OutageConfig(every_s=10.0), batteries=BatteryConfig(charge_min=0.001),
+            memory=MemoryConfig(
+                admission=True, handover="transfer", capacity_tokens=(3200, 5000)
+            ),
+        )  # fmt: skip
+
+    return make
+
+
+def begin(world: World, keys: list[int], mask: list[bool] | None = None) -> None:
+    rows = torch.ones(len(keys), dtype=torch.bool) if mask is None else torch.tensor(mask)
+    world.reset(rows, torch.zeros(len(keys)).long(), torch.tensor(keys))
+
+
+def outcomes_of(world: World, decide: Callable[[NetworkState], Decision], slots: int) -> list[Any]:
+    found = []
+    for _ in range(slots):
+        outcome = world.step(decide(world.state()))
+        found.append({f.name: getattr(outcome, f.name) for f in fields(outcome)})
+    return found
+
+
+def test_full_world_goes_on_from_a_saved_state(full_world: Callable[[int], World]) -> None:
+    world, other = full_world(2), full_world(2)
+    begin(world, [1, 2])
+    begin(other, [8, 9])
+    outcomes_of(world, restless(0), 25)
+    other.load_state_dict(world.state_dict())
+    here, there = (outcomes_of(w, restless(1), 25) for w in (world, other))
+    for ours, theirs in zip(here, there, strict=True):
+        for name, value in ours.items():
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_full_world_starts_anew_where_it_is_told_to(full_world: Callable[[int], World]) -> None:
+    world, fresh = full_world(2), full_world(2)
+    begin(world, [1, 2])
+    outcomes_of(world, restless(0), 25)
+    kept = {name: value[[1]] for name, value in world.state_dict().items()}
+    begin(world, [5, 0], [True, False])
+    begin(fresh, [5, 0])
+    for name, value in world.state_dict().items():
+        assert torch.equal(value[[0]], fresh.state_dict()[name][[0]]), name
+        assert torch.equal(value[[1]], kept[name]), name
+
+
 @pytest.mark.parametrize("length", [0, 5])
 def test_moved_cache_costs_the_predicted_time(
     make_world: MakeWorld, one_task: Any, to_server: Any, length: int
