@@ -261,3 +261,31 @@ def test_moved_cache_costs_the_predicted_time(
             assert outcome.e2e_s.item() == pytest.approx(expected_s, rel=2e-3)
             return
     raise AssertionError("the answer did not end")
+
+
+def test_answer_that_ends_in_the_slot_of_its_move_includes_the_move(
+    make_world: MakeWorld, one_task: Any, to_server: Any
+) -> None:
+    world = make_world(
+        [[-90.0, -90.0]], tasks=(one_task(500, 300),), arrivals_per_s=0.3,
+        servers=("4xL40S", "4xL40S"), memory=MemoryConfig(handover="transfer"), slots=80,
+    )  # fmt: skip
+    world.reset(torch.ones(1, dtype=torch.bool), torch.zeros(1).long(), torch.tensor([3]))
+    while not (world.state().tokens_so_far > 30).any():
+        world.step(to_server(0)(world.state()))
+    world.requests.output_tokens[0, 0, 0] = world.state().tokens_so_far.item() + 2
+    world._forget()
+    state, decide = world.state(true=True), to_server(1)
+    moved_s = state.context_tokens.item() * 327_680 * 8 / 10e9
+    plan = predict(state, decide(state), world.physics)
+    outcome = world.step(decide(state))
+    assert outcome.finished.item()
+    expected_s = state.age_s.item() + moved_s + 2 * plan.tpot_s.item()
+    assert outcome.e2e_s.item() == pytest.approx(expected_s, rel=1e-4)
+    # those that were there already, and those that came in the slot, are alive to its end
+    end_s = state.time_s.item() + 0.5
+    left_s = end_s - world.requests.arrival_s
+    new_s = left_s[(left_s > 0) & (left_s < 0.5)].sum().item()
+    others_s = 0.5 * state.waiting_requests.sum().item() + new_s
+    spent_s = moved_s + 2 * plan.tpot_s.item()
+    assert outcome.alive_s.item() == pytest.approx(others_s + spent_s, rel=1e-4)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from uara.errors import UserError
 from uara.network import Decision, NetworkState, Phase
+from uara.world.conversations import ConversationConfig
 from uara.world.memory import Claims, MemoryConfig, admit
+from uara.world.requests import RequestConfig
 from uara.world.world import World
 
 MakeWorld = Callable[..., World]
@@ -146,23 +148,82 @@ def test_memory_that_does_not_bind_changes_nothing(
         torch.testing.assert_close(here.stack(name), there.stack(name), msg=name)
 
 
-def test_first_come_is_first_served(
+def arrive(world: World, seconds: list[float]) -> None:
+    """Let one request arrive at each device of one network, and no more."""
+    world.reset(torch.ones(1, dtype=torch.bool), torch.zeros(1).long(), torch.tensor([1]))
+    table = world.requests
+    table.arrival_s.fill_(torch.inf)
+    table.arrival_s[0, :, 0] = torch.tensor(seconds, dtype=torch.float64)
+    world.arrivals, world.waiting_s = world._count_by_slot(table)
+
+
+def test_first_come_is_first_served(make_world: MakeWorld, one_task: Any, to_server: Any) -> None:
+    world = make_world(
+        [[-90.0]] * 3, tasks=(one_task(1000, 100),), servers=("4xL40S",), slots=80,
+        memory=MemoryConfig(admission=True, capacity_tokens=(1200,)),
+    )  # fmt: skip
+    arrive(world, [2.1, 0.1, 1.1])
+    order: list[int] = []
+    while len(order) < 3:
+        outcome = world.step(to_server(0)(world.state()))
+        order += outcome.finished[0].nonzero()[:, 0].tolist()
+        assert world.time_s() < 60
+    assert order == [1, 2, 0]
+
+
+def test_moving_to_a_full_server_is_a_handover_that_loses_the_cache(
+    make_world: MakeWorld, one_task: Any, to_server: Any
+) -> None:
+    world = make_world(
+        [[-90.0, -90.0]] * 2, tasks=(one_task(1000, 100),), servers=("4xL40S",) * 2, slots=80,
+        memory=MemoryConfig(admission=True, capacity_tokens=(1200, 1200)),
+    )  # fmt: skip
+    arrive(world, [0.1, 0.1])
+    while not (world.state().tokens_so_far > 10).all():
+        world.step(to_server([0, 1])(world.state()))
+    outcome = world.step(to_server([0, 0])(world.state()))
+    assert outcome.handover.tolist() == [[False, True]]
+    assert outcome.held_back.tolist() == [[False, True]]  # type: ignore[union-attr]
+    assert outcome.kv_freed_tokens[0, 1] > 1000  # type: ignore[index]
+    state = world.state()
+    assert (state.server[0, 1].item(), state.kv_tokens[0, 1].item()) == (0, 0)
+    assert not world.step(to_server([0, 0])(state)).handover.any()
+
+
+def test_memory_balances_slot_by_slot_with_idle_caches(
     make_world: MakeWorld, one_task: Any, to_server: Any, play_out: Any
 ) -> None:
-    world = crowd(make_world, one_task, 1200)
-    played = play_out(world, to_server(0))
-    table = world.requests
-    done = played.stack("finished")
-    number = (done.cumsum(0) - 1).clamp_min(0)
-    for b in range(2):
-        slot, device = done[:, b].nonzero(as_tuple=True)
-        sent = table.arrival_s[b, device, number[slot, b, device]]
-        # one at a time, so they end in the order of coming; a device's next one comes when it may
-        ends = {int(d): [] for d in device}
-        for d, when in zip(device.tolist(), sent.tolist(), strict=True):
-            ends[d].append(when)
-        assert all(times == sorted(times) for times in ends.values())
-        assert len(slot.unique()) >= len(slot) - 1
+    tasks = (one_task(500, 60),)
+    requests = RequestConfig(
+        arrivals_per_s=0.3, tasks=tasks, conversations=ConversationConfig(max_context_tokens=1700)
+    )
+    world = make_world(
+        [[-90.0]] * 4, num=2, tasks=tasks, requests=requests, servers=("4xL40S",), slots=60,
+        memory=MemoryConfig(admission=True, capacity_tokens=(2600,)),
+    )  # fmt: skip
+    caches: list[Tensor] = []
+
+    def decide(state: NetworkState) -> Decision:
+        assert world.progress.cache_tokens is not None
+        caches.append(world.progress.cache_tokens.clone())
+        return to_server(0)(state)  # type: ignore[no-any-return]
+
+    played = play_out(world, decide)
+    evicted = 0
+    for t, outcome in enumerate(played.outcomes[:-1]):
+        before, after = played.states[t], played.states[t + 1]
+        # written: up to the whole context where the answer ended, else what has been added
+        ended = before.prompt_tokens + outcome.finished_tokens
+        reached = torch.where(outcome.finished, ended, after.kv_tokens)
+        goes_on = before.has_request
+        written = ((reached - before.kv_tokens).clamp_min(0) * goes_on).sum(1)
+        held_before = before.kv_tokens.sum(1) + caches[t].sum(1)
+        held_after = after.kv_tokens.sum(1) + caches[t + 1].sum(1)
+        freed = outcome.kv_freed_tokens[:, 0]
+        torch.testing.assert_close(held_before + written - freed, held_after, rtol=1e-4, atol=0.05)
+        assert (after.kv_free_tokens >= -1e-3).all()
+        evicted += int((~before.has_request & (caches[t] > caches[t + 1])).sum())
+    assert evicted > 3
 
 
 def test_requests_that_move_are_conserved_with_their_caches(
