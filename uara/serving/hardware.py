@@ -10,7 +10,16 @@ from uara.errors import UserError
 from uara.serving.machine import KV_BYTES_PER_TOKEN, ForwardTime, Phone, Rack
 from uara.serving.profiles import PAPER_PHONES, PAPER_RACKS, find_in_file
 
-__all__ = ["KV_BYTES_PER_TOKEN", "ForwardTime", "Phone", "Rack"]
+__all__ = [
+    "KV_BYTES_PER_TOKEN",
+    "PHONES",
+    "RACKS",
+    "ForwardTime",
+    "Phone",
+    "Rack",
+    "get_phone",
+    "get_rack",
+]
 
 # A 70B-class target (Llama-2-70B shape) in fp16: 140 GB of weights split by layers over four GPUs,
 # so that one GPU after the other reads its quarter; chunked prefill keeps all four busy at 40 % of
