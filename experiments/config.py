@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from agents.mappo import MappoConfig
 from agents.sb3 import Sb3PpoConfig
@@ -25,6 +34,7 @@ from uara.errors import UserError
 from uara.prediction import PhysicsConfig
 from uara.radio.bank import BankConfig
 from uara.world.config import WorldConfig
+from uara.world.young_fields import dump_without_defaults
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHIPPED_ACCEPTANCE = PROJECT / "checkpoints" / "pair" / "acceptance.json"
@@ -43,6 +53,11 @@ class EvaluationConfig(BaseModel):
         ("random", "max_sinr", "max_compute", "least_loaded", "greedy_latency"),
         description="rows beside the policies",
     )
+    deadline_s: float = Field(30.0, gt=0, description="goodput counts requests answered within it")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return dump_without_defaults(self, dump, ("deadline_s",))
 
 
 class DecodeConfig(BaseModel):

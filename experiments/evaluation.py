@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.config import TaskConfig
+from experiments.request_metrics import DETAILS, RequestLog, tpot_s
 from experiments.statistics import Interval, mean_interval, paired_difference
 from uara.errors import UserError
 from uara.network import Controller, Decision, NetworkState
@@ -44,7 +45,7 @@ class EpisodeRows:
     controller: str
     observes: str
     world: NDArray[np.int64]  # (N,) cluster label
-    metrics: dict[str, NDArray[np.float64]]  # (N,) each, by the names of METRICS
+    metrics: dict[str, NDArray[np.float64]]  # (N,) each, by the names of METRICS and DETAILS
     decide_s: float  # wall time of one decision for one network
     capped: bool  # some request was not finished when the drain ended
     seed: NDArray[np.int64] | None = None  # (N,) of training, where several runs are pooled
@@ -122,7 +123,7 @@ def evaluate_controller(
         controller=controller.name,
         observes=controller.observes,
         world=worlds.numpy(),
-        metrics={name: np.concatenate([part[name] for part in parts]) for name in METRICS},
+        metrics={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
         decide_s=spent / slots,
         capped=capped,
     )
@@ -143,6 +144,7 @@ def _play(
     world.reset(everyone, worlds, keys)
     controller.reset(everyone, generator)
     totals: dict[str, torch.Tensor] = {}
+    log = RequestLog()
     spent = 0.0
     limit = task.world.horizon_slots + task.world.drain_slots
     slot = 0
@@ -154,13 +156,12 @@ def _play(
         spent += time.perf_counter() - begin
         outcome = world.step(decision)
         controller.observe(outcome)
-        after_first = (outcome.finished_tokens - 1).clamp_min(1)
-        tpot_s = torch.where(outcome.finished, (outcome.e2e_s - outcome.ttft_s) / after_first, 0.0)
+        log.add(outcome)
         amounts = {
             "alive_s": outcome.alive_s,
             "finished": outcome.finished.sum(1),
             "ttft_s": outcome.ttft_s.sum(1),
-            "tpot_s": tpot_s.sum(1),
+            "tpot_s": tpot_s(outcome).sum(1),
             "tokens": outcome.tokens.sum(1),
             "device_energy_j": outcome.device_energy_j.sum(1),
             "uplink_bits": outcome.uplink_bits.sum(1),
@@ -172,6 +173,9 @@ def _play(
             break
     arrived = world.progress.arrived.double().sum(1)
     done = totals["finished"]
+    horizon_s = task.world.horizon_slots * task.world.slot_s
+    details = log.metrics(arrived, horizon_s, task.evaluation.deadline_s)
+    cut = arrived - done - torch.from_numpy(details["failed_requests"]).nan_to_num() * arrived
     metrics = {
         # Little's law: requests that the cap cuts off count with the time until the cap.
         "e2e_latency_s": totals["alive_s"] / arrived,
@@ -180,16 +184,17 @@ def _play(
         "device_energy_j": totals["device_energy_j"] / arrived,
         "uplink_kbit_per_token": totals["uplink_bits"] / totals["tokens"] / 1e3,
         "handovers": totals["handovers"] / arrived,
-        "capped_requests": (arrived - done) / arrived,
+        "capped_requests": cut / arrived,
     }
     numbers = {name: value.numpy() for name, value in metrics.items()}
-    return numbers, spent, slot, bool((arrived > done).any())
+    return numbers | details, spent, slot, bool((cut > 0.5).any())
 
 
 def evaluation_row(rows: EpisodeRows, reference: EpisodeRows | None = None) -> dict[str, object]:
     """Make the JSON row of a controller; with a reference also the paired difference to it."""
     row: dict[str, object] = {"controller": rows.controller, "observes": rows.observes}
-    row |= {metric: rows.interval(metric).as_json() for metric in METRICS}
+    names = [metric for metric in (*METRICS, *DETAILS) if metric in rows.metrics]
+    row |= {metric: rows.interval(metric).as_json() for metric in names}
     row["decide_us"] = rows.decide_s * 1e6
     row["episodes"] = len(rows.world)
     if reference is not None:

@@ -17,6 +17,7 @@ from experiments.cards import ship_policy
 from experiments.comparison import REFERENCE, play_all
 from experiments.config import PROJECT, load_experiment
 from experiments.evaluation import METRICS, EpisodeRows, difference, evaluation_row, load_bank
+from experiments.request_metrics import DETAILS
 from experiments.runs import RUNS, file_hash, git_commit, run_folder
 from experiments.sweep import load_rows, sweep
 from experiments.tables import evaluation_table, write_csv
@@ -48,7 +49,11 @@ def pool_seeds(rows: Sequence[EpisodeRows], name: str) -> EpisodeRows:
         controller=name,
         observes=rows[0].observes,
         world=np.concatenate([row.world for row in rows]),
-        metrics={m: np.concatenate([row.metrics[m] for row in rows]) for m in METRICS},
+        metrics={
+            m: np.concatenate([row.metrics[m] for row in rows])
+            for m in (*METRICS, *DETAILS)
+            if all(m in row.metrics for row in rows)
+        },
         decide_s=float(np.mean([row.decide_s for row in rows])),
         capped=any(row.capped for row in rows),
         seed=np.repeat(np.arange(len(rows)), [len(row.world) for row in rows]),

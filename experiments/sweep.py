@@ -18,6 +18,7 @@ from agents.policy import load_policy
 from agents.training import CHECKPOINT, best_policy_path
 from experiments.config import ExperimentConfig, load_experiment
 from experiments.evaluation import METRICS, EpisodeRows, evaluate_controller, load_bank
+from experiments.request_metrics import DETAILS
 from experiments.runs import (
     RUNS,
     evaluation_file,
@@ -54,7 +55,11 @@ def load_rows(path: Path) -> EpisodeRows:
     facts = json.loads(table.schema.metadata[b"uara"])
     return EpisodeRows(
         world=table["world"].to_numpy(),
-        metrics={name: np.asarray(table[name].to_numpy()) for name in METRICS},
+        metrics={
+            name: np.asarray(table[name].to_numpy())
+            for name in (*METRICS, *DETAILS)
+            if name in METRICS or name in table.column_names
+        },
         **facts,
     )
 

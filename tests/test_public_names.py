@@ -95,7 +95,7 @@ def test_the_names_of_decoding() -> None:
 
 def test_the_names_of_the_network() -> None:
     assert [field.name for field in dataclasses.fields(Decision)] == [
-        "server", "bandwidth_hz", "power_w", "draft_length", "mode",
+        "server", "bandwidth_hz", "power_w", "draft_length", "mode", "compute_share",
     ]  # fmt: skip
     assert {"gain", "reachable", "phase", "server", "kv_tokens", "expected_remaining_tokens"} <= {
         field.name for field in dataclasses.fields(NetworkState)

@@ -64,6 +64,12 @@ class NetworkState:
     kv_free_tokens: Tensor  # (B, E) free KV memory
     foreign_rows: Tensor  # (B, E) sequences in the batch that belong to no device of this network
     foreign_prefill_tokens: Tensor  # (B, E) prefill backlog of such sequences
+    # None where the world has no such thing
+    battery_j: Tensor | None = None  # (B, M) left in the battery; 0 when dead
+    is_down: Tensor | None = None  # (B, E) bool, the server is out and has lost its KV caches
+    outage_in_s: Tensor | None = None  # (B, E) to the next announced outage; 0 in it, else inf
+    kv_arriving_tokens: Tensor | None = None  # (B, M) context tokens on their way to `server`
+    kv_transfer_s: Tensor | None = None  # (B, E) to bring one token's KV cache to the server
 
     @property
     def num_networks(self) -> int:
@@ -92,7 +98,8 @@ class NetworkState:
 
     def select(self, rows: Tensor) -> NetworkState:
         """Take networks by index, with repetition allowed; `rows` is (K,) long."""
-        return NetworkState(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
 
     def with_(self, **changes: Tensor) -> NetworkState:
         """Return a copy in which the named tensors are replaced."""
@@ -108,6 +115,7 @@ class Decision:
     power_w: Tensor  # (B, M) in [0, power_max_w]
     draft_length: Tensor  # (B, M) long; 0 hands the request to the server for the slot
     mode: Tensor | None = None  # (B, M) long, index into serving.modes.MODES; None: the task's mode
+    compute_share: Tensor | None = None  # (B, M) of a fluid server; the sum is at most 1 on each
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,12 @@ class SlotOutcome:
     finished_tokens: Tensor  # (B, M) answer length of the finished request, else 0
     finished_task: Tensor  # (B, M) long, task of the finished request, else 0
     drained: Tensor  # (B,) bool, no request is left and none will arrive
+    # None where the world has no such thing
+    failed: Tensor | None = None  # (B, M) requests that ended without an answer
+    battery_share: Tensor | None = None  # (B, M) joules spent over joules left at the slot's start
+    held_back: Tensor | None = None  # (B, M) bool, waited for KV memory or for a server that is out
+    kv_freed_tokens: Tensor | None = None  # (B, E) KV memory given back
+    kv_moved_tokens: Tensor | None = None  # (B, M) KV caches brought over the backhaul
 
 
 @runtime_checkable

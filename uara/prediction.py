@@ -19,6 +19,7 @@ from uara.radio.link import LinkConfig, rate_bps
 from uara.serving.batching import BatchingConfig, solve_batching, sum_by_server
 from uara.serving.modes import MODE_INDEX, MODES, RoundParts
 from uara.serving.payload import Codec, make_codec
+from uara.serving.transfer import kv_transfer_s
 
 Horizon = Literal["slot", "request"]
 
@@ -78,7 +79,7 @@ class Prediction:
     upload_s: Tensor  # of the prompt bits still to be sent
     prefill_tokens: Tensor  # context tokens whose KV cache the chosen server lacks
     prefill_tokens_per_s: Tensor
-    prefill_s: Tensor
+    prefill_s: Tensor  # a KV cache's way over the backhaul included
     draft_s: Tensor  # parts of one round
     draft_uplink_s: Tensor
     wait_s: Tensor
@@ -146,6 +147,7 @@ class _Work:
     draft_bits: Tensor
     verdict_bits: Tensor
     own_s: Tensor  # time that its rows and tokens add to a forward pass
+    transfer_s: Tensor | None  # until its KV cache has come over the backhaul; None: it never does
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ def predict(
     prefill_tokens_per_s, prefill_s, interference_s = _prefill(
         state, server, work, queue, batch.busy, chunk, horizon
     )
+    if work.transfer_s is not None:
+        prefill_s = prefill_s + work.transfer_s
     parts = RoundParts(draft_s, draft_uplink_s, batch.wait_s, batch.verify_s, downlink_s, rtt_s)
     round_s, tokens = _by_mode(work.mode, parts, state.acceptance, work.gamma)
     tpot_s = round_s / tokens
@@ -234,7 +238,10 @@ def _work(state: NetworkState, decision: Decision, physics: Physics) -> _Work:
     is_ar = mode == MODE_INDEX["server_ar"]
     is_local = mode == MODE_INDEX["device_only"]
     moved = (server != state.server) & state.has_request & ~is_local
-    cached = torch.where(moved, 0.0, state.kv_tokens)
+    cached, transfer_s = torch.where(moved, 0.0, state.kv_tokens), None
+    if state.kv_arriving_tokens is not None:
+        transfer_s = torch.where(is_local, 0.0, kv_transfer_s(state, server))
+        cached = state.kv_tokens + state.kv_arriving_tokens
     missing = (state.context_tokens - cached).clamp_min(0)
     gamma = torch.where(is_ar, 0, decision.draft_length).to(state.gain.dtype)
     verdict_bits = torch.where(
@@ -253,6 +260,7 @@ def _work(state: NetworkState, decision: Decision, physics: Physics) -> _Work:
         own_s=state.forward_per_row_s.gather(1, server)
         + (gamma + 1) * per_token_s
         + state.context_tokens * per_context_s,
+        transfer_s=transfer_s,
     )
 
 
@@ -264,6 +272,8 @@ def _queue(
     on_server = (state.has_request & ~work.is_local).to(dtype)
     if horizon == "slot":
         is_sent = state.upload_bits <= 0
+        if work.transfer_s is not None:
+            is_sent = is_sent & (work.transfer_s <= 0)
         decodes = on_server * (is_sent & (work.prefill_tokens <= 0))
         backlog = on_server * is_sent * work.prefill_tokens
     else:

@@ -145,6 +145,24 @@ def test_a_default_that_is_written_out_does_not_change_the_hash(project: Path) -
     assert spelt.config_hash() == plain.config_hash()
 
 
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("world.requests.arrivals_per_s=-1", r"arrivals_per_s: .* greater than 0 \(given: -1\)"),
+        ("bank.speed_min_m_s=-3", r"speed_min_m_s: .* or equal to 0 \(given: -3\)"),
+        ("world.horizon_slots=999", "horizon_slots is 999 but the bank has"),
+        ("bank.num_servers=7", "bank.num_servers is 7 but world.servers names"),
+        ("world.requests.acceptance={kind: magic}", "'constant', 'positional', 'markov', 'trace'"),
+        ("world.batteries={charge_min: 0.9, charge_max: 0.1}", "charge_min is 0.9 but charge_max"),
+        ("world.outages={often: 1}", "world.outages.often' is no option"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(project: Path, override: str, text: str) -> None:
+    with pytest.raises(UserError, match=text) as refusal:
+        load_experiment(project / "experiment.yaml", [f"task.{override}"])
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_task_that_is_missing_is_named(project: Path) -> None:
     (project / "task.yaml").unlink()
     with pytest.raises(UserError, match=r"task\.yaml does not exist"):

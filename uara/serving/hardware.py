@@ -1,4 +1,4 @@
-"""Machines: the time of a forward pass, and the phones and racks whose numbers it takes.
+"""The default racks and phones, and every machine by name.
 
 Every constant belongs to one real machine and one way of running it; its source or derivation
 stands beside it. Decoding is bound by memory: a forward pass reads all weights once.
@@ -6,69 +6,27 @@ stands beside it. Decoding is bound by memory: a forward pass reads all weights 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
-
-from torch import Tensor
-
 from uara.errors import UserError
+from uara.serving.machine import KV_BYTES_PER_TOKEN, ForwardTime, Phone, Rack
+from uara.serving.profiles import PAPER_PHONES, PAPER_RACKS, find_in_file
 
-Number = TypeVar("Number", float, Tensor)
-
-
-@dataclass(frozen=True)
-class ForwardTime:
-    """Time of one batched forward pass: fixed + rows + new tokens + cached tokens, each linear."""
-
-    fixed_s: float
-    per_row_s: float
-    per_token_s: float
-    per_context_s: float
-
-    def __call__(self, rows: Number, new_tokens: Number, context_tokens: Number) -> Number:
-        """Compute seconds of a forward over `rows` sequences with `new_tokens` tokens in total.
-
-        Args:
-            rows: sequences in the batch.
-            new_tokens: tokens fed in, summed over the batch (verified, decoded or prefilled).
-            context_tokens: cached tokens read, summed over the batch.
-        """
-        return (
-            self.fixed_s
-            + self.per_row_s * rows
-            + self.per_token_s * new_tokens
-            + self.per_context_s * context_tokens
-        )
-
-
-@dataclass(frozen=True)
-class Rack:
-    """A server that holds the target model."""
-
-    name: str
-    forward: ForwardTime
-    kv_capacity_tokens: int
-    power_w: float
-    source: str
-
-
-@dataclass(frozen=True)
-class Phone:
-    """A device that holds the draft model."""
-
-    name: str
-    draft_time_s: float
-    draft_power_w: float
-    source: str
-
+__all__ = [
+    "KV_BYTES_PER_TOKEN",
+    "PHONES",
+    "RACKS",
+    "ForwardTime",
+    "Phone",
+    "Rack",
+    "get_phone",
+    "get_rack",
+]
 
 # A 70B-class target (Llama-2-70B shape) in fp16: 140 GB of weights split by layers over four GPUs,
 # so that one GPU after the other reads its quarter; chunked prefill keeps all four busy at 40 % of
-# their dense fp16 peak; 2 x 70e9 = 140 GFLOP per token. KV cache: 80 layers x 8 heads x 128
-# x 2 (K, V) x 2 B = 327,680 B per token, read by the GPU that holds the layer.
+# their dense fp16 peak; 2 x 70e9 = 140 GFLOP per token. The KV cache of a token is read by the GPU
+# that holds the layer.
 TARGET_WEIGHT_BYTES = 140e9
 TARGET_FLOP_PER_TOKEN = 140e9
-KV_BYTES_PER_TOKEN = 80 * 8 * 128 * 2 * 2
 PREFILL_UTILISATION = 0.4
 GPUS_PER_RACK = 4
 
@@ -178,22 +136,26 @@ PHONES: dict[str, Phone] = {
 
 
 def get_rack(name: str) -> Rack:
-    """Look a rack up by name.
+    """Look a rack up: a default one, one of a paper, `measured`, or `FILE.json:NAME`.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is none of that name, or its file lacks a field.
     """
-    if name not in RACKS:
-        raise UserError(f"server '{name}' is unknown; allowed: {', '.join(RACKS)}")
-    return RACKS[name]
+    rack = RACKS.get(name) or PAPER_RACKS.get(name) or find_in_file(name, "racks")
+    if not isinstance(rack, Rack):
+        known = ", ".join((*RACKS, *PAPER_RACKS))
+        raise UserError(f"server '{name}' is unknown; allowed: {known}, or FILE.json:NAME")
+    return rack
 
 
 def get_phone(name: str) -> Phone:
-    """Look a phone up by name.
+    """Look a phone up: a default one, one of a paper, `measured`, or `FILE.json:NAME`.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is none of that name, or its file lacks a field.
     """
-    if name not in PHONES:
-        raise UserError(f"device '{name}' is unknown; allowed: {', '.join(PHONES)}")
-    return PHONES[name]
+    phone = PHONES.get(name) or PAPER_PHONES.get(name) or find_in_file(name, "phones")
+    if not isinstance(phone, Phone):
+        known = ", ".join((*PHONES, *PAPER_PHONES))
+        raise UserError(f"device '{name}' is unknown; allowed: {known}, or FILE.json:NAME")
+    return phone

@@ -1,71 +1,43 @@
-"""Requests: task types, arrivals, lengths, acceptance; drawn per episode from keyed streams.
+"""Requests: arrivals, task types, lengths, acceptance; drawn per episode from keyed streams.
 
-Shape legend: B networks, M devices, R requests of a device in an episode, T slots.
+Shape legend: B networks, M devices, R requests of a device in an episode, T slots, J blocks of an
+answer.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor
 
-from uara.world.streams import uniform
+from uara.world.acceptance import (
+    HIGHEST,
+    LOWEST,
+    AcceptanceProcess,
+    ConstantAcceptance,
+    MarkovAcceptance,
+    Traces,
+    draw_states,
+    replay_traces,
+)
+from uara.world.arrivals import BurstConfig, to_bursty_times
+from uara.world.conversations import ConversationConfig, draw_history
+from uara.world.lengths import AnswerLengths, draw_lengths
+from uara.world.streams import Purpose, uniform
+from uara.world.tasks import DEFAULT_TASKS, TaskType
+from uara.world.young_fields import dump_without_defaults
 
-
-class TaskType(BaseModel):
-    """One kind of request; lengths are a minimum plus an exponential part, cut at a maximum."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="key of the acceptance table")
-    weight: float = Field(gt=0, description="relative frequency")
-    prompt_tokens_min: int = Field(gt=0, description="shortest prompt")
-    prompt_tokens_mean: float = Field(gt=0, description="mean prompt before the cut")
-    prompt_tokens_max: int = Field(gt=0, description="longest prompt")
-    output_tokens_min: int = Field(gt=0, description="shortest answer")
-    output_tokens_mean: float = Field(gt=0, description="mean answer before the cut")
-    output_tokens_max: int = Field(gt=0, description="longest answer")
-    attachment_bits: float = Field(0.0, ge=0, description="photo sent with the prompt")
-
-    @model_validator(mode="after")
-    def _check_order(self) -> TaskType:
-        for what in ("prompt_tokens", "output_tokens"):
-            low, mean, high = (getattr(self, f"{what}_{end}") for end in ("min", "mean", "max"))
-            if not low <= mean <= high:
-                raise ValueError(
-                    f"{what} of task '{self.name}': min {low}, mean {mean}, max {high}; "
-                    "they must rise in this order"
-                )
-        return self
-
-
-DEFAULT_TASKS = (
-    TaskType(
-        name="chat", weight=0.25,
-        prompt_tokens_min=200, prompt_tokens_mean=1000, prompt_tokens_max=4000,
-        output_tokens_min=32, output_tokens_mean=96, output_tokens_max=256,
-    ),
-    TaskType(
-        name="summarise", weight=0.2,
-        prompt_tokens_min=1000, prompt_tokens_mean=2500, prompt_tokens_max=6000,
-        output_tokens_min=32, output_tokens_mean=64, output_tokens_max=160,
-    ),
-    TaskType(
-        name="code", weight=0.25,
-        prompt_tokens_min=300, prompt_tokens_mean=1500, prompt_tokens_max=5000,
-        output_tokens_min=32, output_tokens_mean=96, output_tokens_max=256,
-    ),
-    TaskType(
-        name="photo", weight=0.3,
-        prompt_tokens_min=1200, prompt_tokens_mean=2000, prompt_tokens_max=4000,
-        output_tokens_min=24, output_tokens_mean=64, output_tokens_max=160,
-        attachment_bits=8e6,
-    ),
-)  # fmt: skip
+__all__ = ["AnswerLengths", "RequestConfig", "RequestTable", "TaskType", "draw_requests"]
 
 
 class RequestConfig(BaseModel):
@@ -73,26 +45,51 @@ class RequestConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    arrivals_per_s: float = Field(0.04, gt=0, description="Poisson rate of each device")
+    arrivals_per_s: float = Field(0.04, gt=0, description="mean rate of each device")
     tasks: tuple[TaskType, ...] = Field(DEFAULT_TASKS, min_length=1, description="task mix")
     acceptance_spread: float = Field(
         1.0, ge=0, description="multiple of the measured spread of acceptance between prompts"
     )
+    bursts: BurstConfig | None = Field(None, description="bursty arrivals; null: Poisson")
+    conversations: ConversationConfig | None = Field(
+        None, description="requests of several turns; null: each stands alone"
+    )
+    acceptance: AcceptanceProcess = Field(
+        ConstantAcceptance(), description="how acceptance varies within a request"
+    )
+    acceptance_drift: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="how far the mean acceptance has moved by the horizon, up or down by episode; "
+        "controllers are not told",
+    )
+    output_drift: float = Field(
+        0.0,
+        ge=0,
+        description="logarithm of the factor by which answers have grown or shrunk by the horizon, "
+        "by episode; controllers are not told",
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        names = ("bursts", "conversations", "acceptance", "acceptance_drift", "output_drift")
+        return dump_without_defaults(self, dump, names)
 
     def max_requests(self, horizon_s: float) -> int:
         """Bound the requests of a device in an episode: six standard deviations above the mean."""
-        mean = self.arrivals_per_s * horizon_s
+        peak = 1.0 if self.bursts is None else self.bursts.relative_rates[0]
+        mean = self.arrivals_per_s * peak * horizon_s
         return math.ceil(mean + 6 * math.sqrt(mean)) + 2
 
-
-class _Purpose(IntEnum):
-    """What a draw is for; the last key of its stream."""
-
-    ARRIVAL = 1
-    TASK = 2
-    PROMPT = 3
-    OUTPUT = 4
-    ACCEPTANCE = 5
+    @property
+    def max_context_tokens(self) -> int:
+        """Longest prompt with its answer that can come."""
+        alone = max(task.prompt_tokens_max + task.output_tokens_max for task in self.tasks)
+        if self.conversations is None:
+            return alone
+        answer = max(task.output_tokens_max for task in self.tasks)
+        return max(alone, self.conversations.max_context_tokens + answer)
 
 
 @dataclass(frozen=True)
@@ -101,10 +98,45 @@ class RequestTable:
 
     arrival_s: Tensor  # inf after the last request
     task: Tensor  # long
-    prompt_tokens: Tensor
+    prompt_tokens: Tensor  # earlier turns of the conversation included
     attachment_bits: Tensor
     output_tokens: Tensor
-    acceptance: Tensor  # the request's own rate, constant over its answer
+    acceptance: Tensor  # the request's own mean rate
+    history_tokens: Tensor | None = None  # of earlier turns; None: no conversations
+    block_rate: Tensor | None = None  # (B, M, R, J) acceptance along the answer; None: constant
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Collect what there is, by name."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: values for name, values in found.items() if values is not None}
+
+    def current(self, number: Tensor, active: Tensor) -> dict[str, Tensor]:
+        """Look up one request of each device, (B, M) each by name; zeros where there is none.
+
+        Args:
+            number: (B, M) long, which request.
+            active: (B, M) bool.
+        """
+        length = self.task.shape[2]
+        first = torch.arange(active.numel()).view(active.shape) * length
+        index = first + number.clamp(max=length - 1)
+        found = {
+            name: values.take(index) * active
+            for name, values in self.tensors().items()
+            if name not in ("arrival_s", "block_rate")
+        }
+        # The table ends with infinity, which a product would turn into nan.
+        arrival_s = self.arrival_s.take(index).float()
+        found["arrival_s"] = arrival_s.masked_fill(~active, 0)
+        return found
+
+    def rate_in_block(self, number: Tensor, block: Tensor) -> Tensor:
+        """Look up the acceptance of a block of one request of each device, (B, M) all."""
+        assert self.block_rate is not None, "acceptance is constant"
+        _, _, length, blocks = self.block_rate.shape
+        at = number.clamp(max=length - 1)[..., None, None].expand(-1, -1, 1, blocks)
+        along = self.block_rate.gather(2, at).squeeze(2)
+        return along.gather(2, block.clamp(max=blocks - 1).unsqueeze(-1)).squeeze(-1)
 
     def count_by_slot(self, num_slots: int, slot_s: float) -> tuple[Tensor, Tensor]:
         """Count arrivals per slot and add up the time that is left of their slot.
@@ -130,6 +162,7 @@ def draw_requests(
     config: RequestConfig,
     acceptance_mean: Tensor,
     acceptance_std: Tensor,
+    traces: Traces | None = None,
 ) -> RequestTable:
     """Draw the requests of episodes; the same episode key always gives the same table.
 
@@ -140,6 +173,7 @@ def draw_requests(
         config: rates and task mix.
         acceptance_mean: (number of tasks,).
         acceptance_std: (number of tasks,) between requests.
+        traces: rates along answers, where they are replayed.
 
     Returns:
         float32 tables; arrivals are exact in float64 before the cast to slots.
@@ -147,69 +181,72 @@ def draw_requests(
     requests = torch.arange(config.max_requests(horizon_s))
     keys = (episode[:, None, None], torch.arange(num_devices)[:, None], requests)
 
-    gaps = -torch.log(uniform(*keys, int(_Purpose.ARRIVAL))) / config.arrivals_per_s
+    gaps = -torch.log(uniform(*keys, int(Purpose.ARRIVAL))) / config.arrivals_per_s
     arrival = gaps.cumsum(-1)
+    if config.bursts is not None:
+        arrival = to_bursty_times(arrival, episode, horizon_s, config.bursts)
     arrival = torch.where(arrival < horizon_s, arrival, math.inf)
     weights = torch.tensor([task.weight for task in config.tasks], dtype=torch.float64)
     cdf = (weights / weights.sum()).cumsum(0)
-    task = torch.searchsorted(cdf[:-1].contiguous(), uniform(*keys, int(_Purpose.TASK)))
+    task = torch.searchsorted(cdf[:-1].contiguous(), uniform(*keys, int(Purpose.TASK)))
     mean, std = acceptance_mean[task], acceptance_std[task] * config.acceptance_spread
+    passed = arrival.clamp(max=horizon_s) / horizon_s
+    if config.acceptance_drift > 0:
+        shift = config.acceptance_drift * passed * _drift_sign(episode, 0)
+        mean = (mean + shift.float()).clamp(LOWEST, HIGHEST)
     # Uniform with the measured mean and spread, kept inside (0, 1) without moving the mean.
     half_width = (std * math.sqrt(3)).minimum(0.98 - mean).minimum(mean - 0.02).clamp_min(0)
-    swing = 2 * uniform(*keys, int(_Purpose.ACCEPTANCE)) - 1
+    swing = 2 * uniform(*keys, int(Purpose.ACCEPTANCE)) - 1
     attachment = torch.tensor([t.attachment_bits for t in config.tasks])[task]
+    prompt = draw_lengths(keys, Purpose.PROMPT, task, config.tasks, "prompt_tokens")
+    growth = None
+    if config.output_drift > 0:
+        growth = torch.exp(config.output_drift * passed * _drift_sign(episode, 1))
+    output = draw_lengths(keys, Purpose.OUTPUT, task, config.tasks, "output_tokens", growth)
+    history = None
+    if config.conversations is not None:
+        history = draw_history(keys, prompt, output, config.conversations)
+        prompt = prompt + history
+    acceptance = (mean + half_width * swing).float()
     return RequestTable(
         arrival_s=arrival,
         task=task,
-        prompt_tokens=_draw_length(keys, _Purpose.PROMPT, task, config, "prompt_tokens"),
+        prompt_tokens=prompt,
         attachment_bits=attachment.float(),
-        output_tokens=_draw_length(keys, _Purpose.OUTPUT, task, config, "output_tokens"),
-        acceptance=(mean + half_width * swing).float(),
+        output_tokens=output,
+        acceptance=acceptance,
+        history_tokens=history,
+        block_rate=_draw_block_rates(keys, task, acceptance, config, traces),
     )
 
 
-def _draw_length(
-    keys: tuple[Tensor, ...], purpose: _Purpose, task: Tensor, config: RequestConfig, what: str
-) -> Tensor:
-    """Draw whole token counts: minimum + exponential, cut at the maximum."""
-    low, mean, high = (
-        torch.tensor([float(getattr(t, f"{what}_{end}")) for t in config.tasks])[task]
-        for end in ("min", "mean", "max")
-    )
-    tail = -torch.log(uniform(*keys, int(purpose))) * (mean - low)
-    return (low + tail).round().clamp(max=high).float()
+def _drift_sign(episode: Tensor, what: int) -> Tensor:
+    """Draw whether an episode drifts up or down, (B, 1, 1) of 1 or -1."""
+    up = uniform(episode, what, int(Purpose.DRIFT)) < 0.5
+    return torch.where(up, 1.0, -1.0)[:, None, None]
 
 
-@dataclass(frozen=True)
-class AnswerLengths:
-    """The law of answer lengths per task, (number of tasks,): all a controller knows of them."""
+def block_tokens(config: RequestConfig, traces: Traces | None) -> int:
+    """Tell how many tokens of an answer share one rate; 0 where it is one for all."""
+    process = config.acceptance
+    if isinstance(process, MarkovAcceptance):
+        return process.block_tokens
+    return 0 if traces is None else traces.block_tokens
 
-    low: Tensor
-    mean: Tensor
-    high: Tensor
 
-    @classmethod
-    def of(cls, config: RequestConfig) -> AnswerLengths:
-        """Collect the law from a task mix."""
-        low, mean, high = (
-            torch.tensor([float(getattr(task, f"output_tokens_{end}")) for task in config.tasks])
-            for end in ("min", "mean", "max")
-        )
-        return cls(low, mean, high)
-
-    def expected_remaining_tokens(self, tokens_so_far: Tensor, task: Tensor) -> Tensor:
-        """Compute the mean number of tokens still to come, given that the answer is not finished.
-
-        With L = min + X, X exponential of mean m cut at h = max - min, y tokens past the minimum:
-        E[L - t | L > t] = min - t + m (1 - exp(-h / m)) before the minimum and
-        m (1 - exp(-(h - y) / m)) after it (the exponential has no memory).
-
-        Args:
-            tokens_so_far: any shape.
-            task: long, same shape.
-        """
-        low, high = self.low[task], self.high[task]
-        scale = (self.mean[task] - low).clamp_min(1e-6)
-        past = (tokens_so_far - low).clamp_min(0)
-        tail = scale * (1 - torch.exp(-(high - low - past).clamp_min(0) / scale))
-        return ((low - tokens_so_far).clamp_min(0) + tail).clamp_min(1.0)
+def _draw_block_rates(
+    keys: tuple[Tensor, ...],
+    task: Tensor,
+    acceptance: Tensor,
+    config: RequestConfig,
+    traces: Traces | None,
+) -> Tensor | None:
+    """Draw the rates along answers, (B, M, R, J); None where they are constant."""
+    process, tokens = config.acceptance, block_tokens(config, traces)
+    if tokens == 0:
+        return None
+    blocks = math.ceil(max(t.output_tokens_max for t in config.tasks) / tokens)
+    if isinstance(process, MarkovAcceptance):
+        return draw_states(keys, acceptance, blocks, process)
+    assert traces is not None, "a replay needs its traces"
+    return replay_traces(keys, task, blocks, traces)

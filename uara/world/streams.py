@@ -5,12 +5,32 @@ So every controller meets the same arrivals, lengths and acceptance, whatever it
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Purpose(IntEnum):
+    """What a draw is for; the last key of its stream."""
+
+    ARRIVAL = 1
+    TASK = 2
+    PROMPT = 3
+    OUTPUT = 4
+    ACCEPTANCE = 5
+    BURST = 6
+    CONTINUATION = 7
+    ACCEPTANCE_STATE = 8
+    TRACE = 9
+    DRIFT = 10
+    OUTAGE_GAP = 11
+    OUTAGE_LENGTH = 12
+    BATTERY = 13
 
 
 def _mix(value: Tensor) -> Tensor:

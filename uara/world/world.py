@@ -5,7 +5,8 @@ Shape legend: B networks, M devices, E servers, R requests of a device, T slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,28 +15,32 @@ from uara.errors import UserError
 from uara.network import Decision, NetworkState, Phase, SlotOutcome
 from uara.prediction import Physics, Prediction, predict
 from uara.radio.bank import ChannelBank
-from uara.radio.replay import filtered_gain, walk
 from uara.serving.acceptance import AcceptanceTable
 from uara.serving.batching import sum_by_server
-from uara.world.config import WorldConfig, network_constants, reachable
-from uara.world.requests import AnswerLengths, RequestTable, draw_requests
-
-
-@dataclass
-class _Progress:
-    """What changes from slot to slot, one row per network."""
-
-    slot: Tensor  # (B,) long
-    finished: Tensor  # (B, M) long, requests done so far; also the index of the current one
-    arrived: Tensor  # (B, M) requests that have arrived
-    active: Tensor  # (B, M) bool, a request is being served
-    upload_bits: Tensor  # (B, M)
-    kv_tokens: Tensor  # (B, M)
-    tokens: Tensor  # (B, M) committed of the current answer
-    server: Tensor  # (B, M) long
-    accepted: Tensor  # (B, M) draft tokens of the current request
-    tested: Tensor  # (B, M)
-    ttft_s: Tensor  # (B, M) of the current request; inf until its first token
+from uara.serving.energy import server_energy_j
+from uara.world.acceptance import (
+    AcceptanceRates,
+    PositionalAcceptance,
+    TraceAcceptance,
+    Traces,
+    positional_rates,
+)
+from uara.world.batteries import Drain, drain, draw_battery_j
+from uara.world.channel import ChannelReplay, look_up
+from uara.world.config import (
+    MACHINE_TIMES,
+    WorldConfig,
+    believed_constants,
+    check_memory,
+    network_constants,
+    phone_constants,
+    reachable,
+)
+from uara.world.holding import Holding, carry_memory, held_tokens, hold_back
+from uara.world.outages import draw_outages, outages_at, reachable_in_outage
+from uara.world.progress import Progress
+from uara.world.requests import AnswerLengths, RequestTable, block_tokens, draw_requests
+from uara.world.slot import Played, device_energy_j, play
 
 
 class World:
@@ -52,43 +57,49 @@ class World:
         """Set up the constants of the networks; `reset` must follow.
 
         Raises:
-            UserError: if the bank has other sizes, another slot or fewer slots than the config.
+            UserError: if the bank has other sizes, another slot or fewer slots than the config, or
+                a request could never be admitted to a server.
         """
-        _check_bank(config, bank)
         self.config = config
         self.physics = physics
         self.bank = bank
+        self.channel = ChannelReplay(config, bank)
         self.num_networks = num_networks
         self.num_devices = bank.gain_db.shape[2]
         self.num_servers = len(config.servers)
-        gain = bank.gain()
-        self.walk = torch.from_numpy(walk(gain.shape[1]))
-        self.gain_bank = torch.from_numpy(gain)  # (world, slot, M, E)
-        self.known_gain = filtered_gain(gain, config.slot_s, config.gain_filter_s)
-        self.known_reachable = reachable(self.known_gain, config.reach_gain_db)
-        self.position_bank = torch.from_numpy(bank.position_m)
-        rule = physics.codec.rule
-        rates = [acceptance.of(rule, task.name) for task in config.requests.tasks]
+        rule, tasks = physics.codec.rule, config.requests.tasks
+        rates = [acceptance.of(rule, task.name) for task in tasks]
         self.acceptance_mean = torch.tensor([rate.mean for rate in rates])
         self.acceptance_std = torch.tensor([rate.std for rate in rates])
+        process = config.requests.acceptance
+        self._traces = (
+            Traces.load(Path(process.path), tuple(task.name for task in tasks))
+            if isinstance(process, TraceAcceptance)
+            else None
+        )
+        self._factors = process.factors if isinstance(process, PositionalAcceptance) else None
+        self._block_tokens = block_tokens(config.requests, self._traces)
         self.lengths = AnswerLengths.of(config.requests)
         self._constants = network_constants(config, num_networks, self.num_devices)
-        shape = (num_networks, self.num_devices)
+        self._believed = self._constants
+        if config.believed is not None:
+            self._believed = believed_constants(config, num_networks, self.num_devices)
+        self._capacity = self._constants["kv_capacity_tokens"]
+        check_memory(config, self._capacity)
+        phones = phone_constants(config, num_networks, self.num_devices)
+        self._battery_j, self._draft_flop = phones["battery_j"], phones["draft_flop_per_token"]
         self.world = torch.zeros(num_networks, dtype=torch.long)
-        self.requests = self._draw(torch.zeros(num_networks, dtype=torch.int64))
+        none = torch.zeros(num_networks, dtype=torch.int64)
+        self.requests = self._draw(none)
         self.arrivals, self.waiting_s = self._count_by_slot(self.requests)
-        self.progress = _Progress(
-            slot=torch.zeros(num_networks, dtype=torch.long),
-            finished=torch.zeros(shape, dtype=torch.long),
-            arrived=torch.zeros(shape),
-            active=torch.zeros(shape, dtype=torch.bool),
-            upload_bits=torch.zeros(shape),
-            kv_tokens=torch.zeros(shape),
-            tokens=torch.zeros(shape),
-            server=torch.full(shape, -1),
-            accepted=torch.zeros(shape),
-            tested=torch.zeros(shape),
-            ttft_s=torch.full(shape, torch.inf),
+        self.outages = self._draw_outages(none)
+        self.progress = Progress.empty(
+            num_networks,
+            self.num_devices,
+            batteries=config.batteries is not None,
+            admission=config.memory.admission,
+            transfer=config.memory.handover == "transfer",
+            conversations=config.requests.conversations is not None,
         )
         self._current: dict[str, Tensor] | None = None
         self._known: NetworkState | None = None
@@ -106,25 +117,24 @@ class World:
             return
         self.world = torch.where(mask, world, self.world)
         table = self._draw(episode[rows])
-        for field in fields(RequestTable):
-            getattr(self.requests, field.name)[rows] = getattr(table, field.name)
+        for name, values in self.requests.tensors().items():
+            values[rows] = getattr(table, name)
         self.arrivals[rows], self.waiting_s[rows] = self._count_by_slot(table)
-        for field in fields(_Progress):
-            empty = {"server": -1, "ttft_s": torch.inf}.get(field.name, 0)
-            # A copy: states handed out earlier share these tensors.
-            values = getattr(self.progress, field.name).clone()
-            values[rows] = empty
-            setattr(self.progress, field.name, values)
+        for values, fresh in zip(self.outages, self._draw_outages(episode[rows]), strict=True):
+            values[rows] = fresh
+        self.progress.clear(rows)
+        batteries, charge = self.config.batteries, self.progress.battery_j
+        if batteries is not None and charge is not None:
+            charge[rows] = draw_battery_j(episode[rows], self._battery_j[rows], batteries)
         self._forget()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copy everything that changes: worlds, requests and progress."""
-        state = {"world": self.world.clone()}
-        for f in fields(RequestTable):
-            state[f"requests.{f.name}"] = getattr(self.requests, f.name).clone()
-        for f in fields(_Progress):
-            state[f"progress.{f.name}"] = getattr(self.progress, f.name).clone()
-        return state
+        """Copy everything that changes: worlds, requests, outages and progress."""
+        state = {"world": self.world}
+        state |= {f"requests.{k}": v for k, v in self.requests.tensors().items()}
+        state |= {f"outages.{k}": v for k, v in enumerate(self.outages)}
+        state |= {f"progress.{k}": v for k, v in self.progress.tensors().items()}
+        return {name: tensor.clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a saved state; the world must have been made of the same configuration.
@@ -140,13 +150,17 @@ class World:
                 f"({self.num_networks} networks, {self.num_devices} devices); "
                 "load it with the configuration that it was saved with"
             )
+
+        def part(name: str) -> dict[str, Tensor]:
+            start = f"{name}."
+            return {
+                k.removeprefix(start): v.clone() for k, v in state.items() if k.startswith(start)
+            }
+
         self.world = state["world"].clone()
-        self.requests = RequestTable(
-            **{f.name: state[f"requests.{f.name}"].clone() for f in fields(RequestTable)}
-        )
-        self.progress = _Progress(
-            **{f.name: state[f"progress.{f.name}"].clone() for f in fields(_Progress)}
-        )
+        self.requests = RequestTable(**part("requests"))
+        self.outages = tuple(values for _, values in sorted(part("outages").items()))
+        self.progress = Progress(**part("progress"))
         self.arrivals, self.waiting_s = self._count_by_slot(self.requests)
         self._forget()
 
@@ -156,27 +170,30 @@ class World:
 
     def gain(self, *, true: bool) -> Tensor:
         """Return the gains of the slot, or those that controllers know, (B, M, E)."""
-        if true:
-            return _look_up(self.gain_bank, self.world, self._bank_slot())
-        return _look_up(self.known_gain, self.world, self._known_slot())
+        look = self.channel.true_gain if true else self.channel.known_gain
+        return look(self.world, self.progress.slot)
 
     def position_m(self) -> Tensor:
         """Return the devices' positions, (B, M, 2)."""
-        return _look_up(self.position_bank, self.world, self._bank_slot())
+        return self.channel.position_m(self.world, self.progress.slot)
 
     def state(self, *, true: bool = False) -> NetworkState:
         """Describe the networks at the start of the slot.
 
         Args:
-            true: the request's own acceptance and this slot's gain instead of the running
-                estimate and the filtered gain of `csi_delay_slots` ago; for the world's own step.
+            true: the request's own acceptance, this slot's gain and the true machines instead of
+                the running estimate, the filtered gain of `csi_delay_slots` ago and the believed
+                machines; for the world's own step.
         """
         if self._known is None:
             self._known = self._known_state()
         if not true:
             return self._known
-        state = self._true_state()
-        return state.with_(reachable=reachable(state.gain, self.config.reach_gain_db))
+        state = self._true_state(self._rates(None))
+        reach = reachable(state.gain, self.config.reach_gain_db)
+        if state.is_down is not None:
+            reach = reachable_in_outage(reach, state.is_down)
+        return state.with_(reachable=reach)
 
     def _known_state(self) -> NetworkState:
         """Describe what controllers know."""
@@ -189,12 +206,15 @@ class World:
         # UPLOADING, PREFILLING and DECODING follow each other; IDLE is 0.
         is_sent = now.upload_bits <= 0
         phase = int(Phase.UPLOADING) + is_sent.long() + (is_sent & (now.kv_tokens >= context))
-        # Progress of a device without a request is zero and its server -1.
-        held = sum_by_server(now.kv_tokens, now.server.clamp_min(0), self.num_servers)
+        reach = self.channel.known_reachable(self.world, now.slot)
+        down = soon = None
+        if self.config.outages is not None:
+            down, soon = self._outages_now()
+            reach = reachable_in_outage(reach, down)
         return NetworkState(
             time_s=self.time_s(),
             gain=self.gain(true=False),
-            reachable=_look_up(self.known_reachable, self.world, self._known_slot()),
+            reachable=reach,
             phase=phase * now.active,
             task=task,
             age_s=(self.time_s()[:, None] - request["arrival_s"]) * active,
@@ -207,15 +227,20 @@ class World:
             server=now.server,
             kv_tokens=now.kv_tokens,
             position_m=self.position_m(),
-            kv_free_tokens=self._constants["kv_capacity_tokens"] - held,
-            **{k: v for k, v in self._constants.items() if k != "kv_capacity_tokens"},
+            kv_free_tokens=self._capacity - held_tokens(now, self._claim_tokens, self.num_servers),
+            **{k: v for k, v in self._believed.items() if k != "kv_capacity_tokens"},
+            battery_j=now.battery_j,
+            is_down=down,
+            outage_in_s=soon,
+            kv_arriving_tokens=now.kv_arriving_tokens,
         )
 
-    def _true_state(self) -> NetworkState:
+    def _true_state(self, rates: AcceptanceRates) -> NetworkState:
         """Describe the truth; `reachable` stays what is known, which a prediction does not read."""
-        return self.state().with_(
-            gain=self.gain(true=True), acceptance=self._request()["acceptance"]
-        )
+        state = self.state().with_(gain=self.gain(true=True), acceptance=rates.equivalent)
+        if self._believed is self._constants:
+            return state
+        return state.with_(**{name: self._constants[name] for name in MACHINE_TIMES})
 
     def step(self, decision: Decision) -> SlotOutcome:
         """Play one slot of every network.
@@ -224,45 +249,54 @@ class World:
             decision: servers of devices without a request may be anything in range.
         """
         now, request, slot_s = self.progress, self._request(), self.config.slot_s
-        state = self._true_state()
-        plan = predict(state, decision, self.physics)
-        active = now.active.float()
-
-        time_up = plan.upload_s.clamp(max=slot_s) * active
-        left = slot_s * active - time_up
-        time_prefill = torch.minimum(plan.prefill_s, left)
-        left = left - time_prefill
-        output_left = request["output_tokens"] - now.tokens
-        decode_s = output_left * plan.tpot_s
-        time_decode = torch.minimum(decode_s, left)
-        is_finished = now.active & (decode_s <= left)
+        rates = self._rates(decision)
+        state = self._true_state(rates)
+        holding = self._hold_back(state, decision)
+        seen = state if holding is None else holding.state
+        plan = predict(seen, decision, self.physics)
+        played = play(seen, plan, decision, now, request["output_tokens"], slot_s, holding)
+        efficiency, flop = self.physics.config.amplifier_efficiency, self._draft_flop
+        energy_j = device_energy_j(
+            state, decision, plan, played, self.config.energy, efficiency, flop, slot_s
+        )
+        drained = self._drain(energy_j)
+        uplink_bits = played.time_up * plan.uplink_bps + played.rounds * plan.draft_bits
+        downlink_bits = played.rounds * plan.verdict_bits
+        if drained is not None:
+            energy_j, share = drained.spent_j, drained.done_share
+            played = played.cut_short(drained.dies, share)
+            uplink_bits, downlink_bits = uplink_bits * share, downlink_bits * share
+        is_finished = played.is_finished
         finished = is_finished.float()
-        tokens = torch.where(is_finished, output_left, time_decode / plan.tpot_s) * active
-
-        decode_age_s = state.age_s + time_up + time_prefill
-        begins = now.active & torch.isinf(now.ttft_s) & (left > 0)
-        ttft_s = torch.where(begins, decode_age_s + plan.round_s, now.ttft_s)
-        e2e_s = (decode_age_s + time_decode) * finished
-        rounds = time_decode / plan.round_s
+        e2e_s = (played.decode_age_s + played.time_decode) * finished
+        work_s = played.prefill_tokens * state.forward_per_token_s.gather(1, decision.server)
         outcome = SlotOutcome(
-            alive_s=self._alive_s(is_finished, time_up + time_prefill + time_decode),
-            tokens=tokens,
-            device_energy_j=self._device_energy_j(state, decision, plan, time_up, rounds),
-            server_energy_j=self._server_energy_j(state, decision, plan, time_prefill),
-            uplink_bits=time_up * plan.uplink_bps + rounds * plan.draft_bits,
-            downlink_bits=rounds * plan.verdict_bits,
-            handover=plan.handover,
+            alive_s=self._alive_s(is_finished, played.busy_s),
+            tokens=played.tokens,
+            device_energy_j=energy_j,
+            server_energy_j=server_energy_j(
+                work_s, decision.server, plan.server_busy, state.server_power_w, slot_s
+            ),
+            uplink_bits=uplink_bits,
+            downlink_bits=downlink_bits,
+            handover=plan.handover if holding is None else plan.handover | holding.loses_cache,
             finished=is_finished,
             e2e_s=e2e_s,
-            ttft_s=torch.where(is_finished, torch.minimum(ttft_s, e2e_s), 0.0),
+            ttft_s=torch.where(is_finished, torch.minimum(played.ttft_s, e2e_s), 0.0),
             finished_tokens=request["output_tokens"] * finished,
             finished_task=request["task"] * is_finished,
             drained=torch.zeros(self.num_networks, dtype=torch.bool),
+            battery_share=None if drained is None else drained.share_of_left,
+            held_back=None if holding is None else holding.held_back,
+            kv_moved_tokens=played.kv_moved_tokens,
         )
-        self._advance(decision, plan, outcome, time_up, time_prefill, tokens, ttft_s)
+        failed, freed = self._advance(decision, plan, played, rates, holding, drained)
         no_more = now.slot >= self.config.horizon_slots
-        drained = no_more & (now.arrived <= now.finished).all(1)
-        return SlotOutcome(**{**outcome.__dict__, "drained": drained})
+        ended = no_more & (now.arrived <= now.finished).all(1)
+        if failed is not None and self.config.batteries is not None:
+            penalty_s = failed.sum(1) * self.config.batteries.failure_s
+            outcome = replace(outcome, alive_s=outcome.alive_s + penalty_s, failed=failed)
+        return replace(outcome, drained=ended, kv_freed_tokens=freed)
 
     def offered_work_s(self, decision: Decision) -> Tensor:
         """Compute the prefill and marginal token work of the coming slot, (B, E) seconds.
@@ -270,7 +304,7 @@ class World:
         Load is judged by it and not by busy time: a server that starts a pass whenever something
         waits is always busy.
         """
-        state, slot_s = self._true_state(), self.config.slot_s
+        state, slot_s = self._true_state(self._rates(decision)), self.config.slot_s
         plan = predict(state, decision, self.physics)
         left = torch.where(state.has_request, slot_s - plan.upload_s, 0.0).clamp_min(0)
         prefill_s = torch.minimum(plan.prefill_s, left)
@@ -280,60 +314,124 @@ class World:
         work_s = tokens * state.forward_per_token_s.gather(1, decision.server)
         return sum_by_server(work_s, decision.server, self.num_servers)
 
+    def _hold_back(self, state: NetworkState, decision: Decision) -> Holding | None:
+        """Find who has to wait in this slot; None where nothing can hold a request back."""
+        if not self.config.memory.admission and self.config.outages is None:
+            return None
+        return hold_back(
+            state,
+            decision,
+            self.physics,
+            self.progress,
+            self._claim_tokens(),
+            self._capacity,
+            self.config.slot_s,
+        )
+
+    def _claim_tokens(self) -> Tensor:
+        """Compute what the current requests may grow to, (B, M) tokens."""
+        request = self._request()
+        return request["prompt_tokens"] + self.lengths.high[request["task"]]
+
+    def _drain(self, energy_j: Tensor) -> Drain | None:
+        """Take the slot's joules (B, M) from the batteries; None where there are none."""
+        batteries, battery_j = self.config.batteries, self.progress.battery_j
+        if batteries is None or battery_j is None:
+            return None
+        return drain(battery_j, energy_j, batteries.idle_power_w * self.config.slot_s)
+
+    def _rates(self, decision: Decision | None) -> AcceptanceRates:
+        """Find the acceptance of the slot; without a decision that of the first draft position."""
+        rate = self._request()["acceptance"]
+        if self.requests.block_rate is not None:
+            now = self.progress
+            block = (now.tokens / self._block_tokens).long()
+            rate = self.requests.rate_in_block(now.finished, block) * now.active
+        if self._factors is None:
+            return AcceptanceRates(rate, rate)
+        length = (
+            torch.ones_like(self.progress.server) if decision is None else decision.draft_length
+        )
+        return positional_rates(rate, length, self._factors)
+
     def _advance(
         self,
         decision: Decision,
         plan: Prediction,
-        outcome: SlotOutcome,
-        time_up: Tensor,
-        time_prefill: Tensor,
-        tokens: Tensor,
-        ttft_s: Tensor,
-    ) -> None:
-        """Carry the slot's work into the progress and admit the next requests."""
-        now, request = self.progress, self._request()
-        is_sent = time_up >= plan.upload_s
-        upload_bits = (now.upload_bits - time_up * plan.uplink_bps).clamp_min(0)
+        played: Played,
+        rates: AcceptanceRates,
+        holding: Holding | None,
+        drained: Drain | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Carry the slot's work into the progress and admit the next requests.
+
+        Returns:
+            failed requests (B, M) and KV memory that servers got back (B, E), where there are such.
+        """
+        now, request, tokens = self.progress, self._request(), played.tokens
+        is_sent = played.time_up >= played.upload_s
+        upload_bits = (now.upload_bits - played.time_up * plan.uplink_bps).clamp_min(0)
         upload_bits = upload_bits.masked_fill(is_sent, 0)
-        done_prefill = time_prefill * plan.prefill_tokens_per_s
-        is_prefilled = done_prefill >= plan.prefill_tokens * (1 - 1e-6)
+        is_prefilled = played.prefill_tokens >= plan.prefill_tokens * (1 - 1e-6)
         context = request["prompt_tokens"] + (now.tokens + tokens)
         kv_start = request["prompt_tokens"] + now.tokens - plan.prefill_tokens
-        kv = torch.where(is_prefilled & (upload_bits <= 0), context, kv_start + done_prefill)
+        kv = torch.where(
+            is_prefilled & (upload_bits <= 0), context, kv_start + played.prefill_tokens
+        )
         drafted = (plan.draft_bits > 0).to(tokens.dtype)
         rounds = tokens / plan.tokens_per_round * drafted
         # Of a round's tokens all but the correction or bonus were accepted drafts.
         accepted = rounds * (plan.tokens_per_round - 1)
-        tested = accepted / request["acceptance"].clamp_min(1e-6)
+        tested = accepted / rates.per_tested.clamp_min(1e-6)
 
         # What a device decodes by itself leaves prompt, cache and server alone.
         by_itself = plan.is_device_only
+        goes_on = now.active & ~played.is_finished
+        if drained is not None:
+            goes_on = goes_on & ~drained.dies
+        keep = goes_on.to(tokens.dtype)
+        if played.kv_moving_tokens is not None and played.kv_moved_tokens is not None:
+            arriving = played.kv_moving_tokens - played.kv_moved_tokens
+            kv = kv - arriving
+            before = now.kv_arriving_tokens
+            assert before is not None, "KV caches are moved but not accounted for"
+            now.kv_arriving_tokens = torch.where(by_itself, before, arriving) * keep
         upload_bits = torch.where(by_itself, now.upload_bits, upload_bits)
         kv = torch.where(by_itself, now.kv_tokens, kv)
         server = torch.where(by_itself, now.server, decision.server)
-        goes_on = now.active & ~outcome.finished
-        keep = goes_on.to(tokens.dtype)
+        freed = carry_memory(now, kv, server, goes_on, by_itself, played.is_finished, holding)
         now.kv_tokens = kv * keep
         now.tokens = (now.tokens + tokens) * keep
         now.server = server.masked_fill(~goes_on, -1)
         now.accepted = (now.accepted + accepted) * keep
         now.tested = (now.tested + tested) * keep
-        now.ttft_s = ttft_s.masked_fill(~goes_on, torch.inf)
-        now.finished = now.finished + outcome.finished
+        now.ttft_s = played.ttft_s.masked_fill(~goes_on, torch.inf)
+        now.finished = now.finished + played.is_finished
         now.arrived = now.arrived + self._arrivals_now()
+        failed = self._fail_dead(drained)
         now.slot = now.slot + 1
         starts = ~goes_on & (now.arrived > now.finished)
         now.active = goes_on | starts
         self._forget()
         request = self._request()
-        bits = self.physics.codec.prompt_bits(request["prompt_tokens"]) + request["attachment_bits"]
+        new_tokens = request["prompt_tokens"]
+        if self.requests.history_tokens is not None:
+            new_tokens = new_tokens - request["history_tokens"]
+            dropped, at = now.take_cache(starts, request["history_tokens"])
+            if freed is not None:
+                freed = freed + sum_by_server(dropped, at.clamp_min(0), self.num_servers)
+        bits = self.physics.codec.prompt_bits(new_tokens) + request["attachment_bits"]
         now.upload_bits = torch.where(starts, bits, upload_bits * keep)
+        if self.config.outages is not None:
+            lost = now.lose_caches(self._outages_now()[0])
+            freed = None if freed is None else freed + lost
+        return failed, freed
 
     def _arrivals_now(self) -> Tensor:
         """Count the arrivals of the current slot, (B, M)."""
         slot = self.progress.slot
         index = slot.clamp(max=self.config.horizon_slots - 1)
-        counts = _look_up(self.arrivals, torch.arange(self.num_networks), index)
+        counts = look_up(self.arrivals, torch.arange(self.num_networks), index)
         return counts * (slot < self.config.horizon_slots)[:, None]
 
     def _alive_s(self, is_finished: Tensor, finish_s: Tensor) -> Tensor:
@@ -345,47 +443,35 @@ class World:
         new = self.waiting_s[torch.arange(self.num_networks), index]
         return present - gone + torch.where(now.slot < self.config.horizon_slots, new, 0.0)
 
-    def _device_energy_j(
-        self,
-        state: NetworkState,
-        decision: Decision,
-        plan: Prediction,
-        time_up: Tensor,
-        rounds: Tensor,
-    ) -> Tensor:
-        """Compute joules of drafting and transmitting, (B, M)."""
-        radio_s = time_up + rounds * plan.draft_uplink_s
-        radio_w = decision.power_w / self.physics.config.amplifier_efficiency
-        return radio_s * radio_w + rounds * plan.draft_s * state.draft_power_w
+    def _outages_now(self) -> tuple[Tensor, Tensor]:
+        """Find which servers are out (B, E) and when the next announced outage begins (B, E)."""
+        outages = self.config.outages
+        assert outages is not None, "this world has no outages"
+        start_s, end_s = self.outages
+        return outages_at(self.time_s(), start_s, end_s, self.config.slot_s, outages.notice_s)
 
-    def _server_energy_j(
-        self, state: NetworkState, decision: Decision, plan: Prediction, time_prefill: Tensor
-    ) -> Tensor:
-        """Compute joules of the servers, (B, E): time in decoding and prefill at full power."""
-        work_s = (
-            time_prefill
-            * plan.prefill_tokens_per_s
-            * state.forward_per_token_s.gather(1, decision.server)
-        )
-        prefill_s = sum_by_server(work_s, decision.server, self.num_servers)
-        busy_s = (plan.server_busy * self.config.slot_s + prefill_s).clamp(max=self.config.slot_s)
-        return busy_s * state.server_power_w
+    def _draw_outages(self, episode: Tensor) -> tuple[Tensor, ...]:
+        """Draw starts and ends (K, E, N) of outages for episode keys (K,); () without outages."""
+        if self.config.outages is None:
+            return ()
+        horizon_s = (self.config.horizon_slots + self.config.drain_slots) * self.config.slot_s
+        return draw_outages(episode, self.num_servers, horizon_s, self.config.outages)
+
+    def _fail_dead(self, drained: Drain | None) -> Tensor | None:
+        """Drain the batteries; requests of devices that are dead end unanswered, (B, M)."""
+        now = self.progress
+        if drained is None or now.battery_j is None:
+            return None
+        now.battery_j = now.battery_j - drained.spent_j
+        is_dead = now.battery_j <= 0
+        failed = (now.arrived - now.finished) * is_dead
+        now.finished = now.finished + failed.long()
+        return failed
 
     def _request(self) -> dict[str, Tensor]:
         """Look up the current request of each device, (B, M) each; zeros where there is none."""
         if self._current is None:
-            table, now = self.requests, self.progress
-            length = table.task.shape[2]
-            first = torch.arange(now.active.numel()).view(now.active.shape) * length
-            index = first + now.finished.clamp(max=length - 1)
-            self._current = {
-                field.name: getattr(table, field.name).take(index) * now.active
-                for field in fields(RequestTable)
-                if field.name != "arrival_s"
-            }
-            # The table ends with infinity, which a product would turn into nan.
-            arrival_s = table.arrival_s.take(index).float()
-            self._current["arrival_s"] = arrival_s.masked_fill(~now.active, 0)
+            self._current = self.requests.current(self.progress.finished, self.progress.active)
         return self._current
 
     def _forget(self) -> None:
@@ -407,38 +493,5 @@ class World:
             self.config.requests,
             self.acceptance_mean,
             self.acceptance_std,
-        )
-
-    def _bank_slot(self) -> Tensor:
-        """Map the current slot to the bank, (B,)."""
-        return self.walk[self.progress.slot % len(self.walk)]
-
-    def _known_slot(self) -> Tensor:
-        """Find the slot of the walk whose gains are known by now, (B,)."""
-        seen = (self.progress.slot - self.config.csi_delay_slots).clamp_min(0)
-        return seen % len(self.walk)
-
-
-def _look_up(table: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Take table[first, second] by one index, which is faster; both are (B,) long."""
-    return table.flatten(0, 1).index_select(0, first * table.shape[1] + second)
-
-
-def _check_bank(config: WorldConfig, bank: ChannelBank) -> None:
-    """Refuse a bank that cannot carry the configuration."""
-    _, slots, _, servers = bank.gain_db.shape
-    if servers != len(config.servers):
-        raise UserError(
-            f"the bank has {servers} servers but the config names {len(config.servers)}; "
-            "build a bank for this config with `uara channels build`"
-        )
-    if config.slot_s != bank.config.slot_s:
-        raise UserError(
-            f"slot_s is {config.slot_s} but the bank's slots last {bank.config.slot_s}; "
-            "make them equal or build a bank for this config with `uara channels build`"
-        )
-    if config.horizon_slots > slots:
-        raise UserError(
-            f"horizon_slots is {config.horizon_slots} but the bank has {slots} slots per world; "
-            "shorten the horizon or build a longer bank"
+            self._traces,
         )
