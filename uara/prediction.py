@@ -7,22 +7,41 @@ The world's step calls `predict` on the true state, controllers call it on what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor
 
 from uara.network import Decision, NetworkState
+from uara.radio.interference import (
+    downlink_noise_by_pair_w_per_hz,
+    mean_density_w_per_hz,
+    uplink_noise_w_per_hz,
+)
 from uara.radio.link import LinkConfig, rate_bps
-from uara.serving.batching import BatchingConfig, solve_batching, sum_by_server
-from uara.serving.modes import MODE_INDEX, MODES, RoundParts
+from uara.serving.batching import (
+    Batch,
+    BatchingConfig,
+    Comeback,
+    solve_batching,
+    sum_by_server,
+)
+from uara.serving.modes import CANDIDATES, MODE_INDEX, MODES, RoundParts, ServingMode
 from uara.serving.payload import Codec, make_codec
 
 Horizon = Literal["slot", "request"]
 
 MIN_RATE_BPS = 1.0  # keeps times finite for a device that was given no spectrum or no power
+ACTIVITY_PASSES = 2  # from rates to activities and back, where links disturb each other
 
 
 class PhysicsConfig(BaseModel):
@@ -39,12 +58,27 @@ class PhysicsConfig(BaseModel):
     )
     top_k: int = Field(32, gt=0, description="entries of a probability row on the wire")
     frame_overhead_bytes: int = Field(40, ge=0, description="TCP/IP headers per frame")
-    mode: Literal["sd", "server_ar", "device_only"] = Field("sd", description="serving mode")
+    mode: Literal["sd", "server_ar", "device_only", "psd", "async", "auto"] = Field(
+        "sd",
+        description="serving mode; auto: per device the lossless one of least predicted time per "
+        "token",
+    )
+    window: int = Field(
+        1, gt=0, description="drafts that may be in flight unverified; read by mode async alone"
+    )
     max_draft_length: int = Field(8, gt=0, description="longest draft a decision may ask for")
     batching: BatchingConfig = Field(BatchingConfig(), description="how servers form batches")
     amplifier_efficiency: float = Field(
         0.35, gt=0, le=1, description="radiated over electrical power of a phone's amplifier"
     )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fields younger than the first stored hashes stay out of them while they change nothing.
+        content: dict[str, Any] = dump(self)
+        if content.get("window") == type(self).model_fields["window"].default:
+            del content["window"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -70,7 +104,8 @@ class Physics:
 class Prediction:
     """Latency parts of a decision, (B, M) unless said otherwise.
 
-    For a device without a request they are what one would meet.
+    For a device without a request they are what one would meet. Where a mode overlaps drafting and
+    verifying, a round is shorter than the sum of its parts.
     """
 
     uplink_bps: Tensor
@@ -79,7 +114,7 @@ class Prediction:
     prefill_tokens: Tensor  # context tokens whose KV cache the chosen server lacks
     prefill_tokens_per_s: Tensor
     prefill_s: Tensor
-    draft_s: Tensor  # parts of one round
+    draft_s: Tensor  # parts of one round; thrown-away drafts included
     draft_uplink_s: Tensor
     wait_s: Tensor
     verify_s: Tensor
@@ -94,24 +129,51 @@ class Prediction:
     handover: Tensor  # bool: the request changes its server and loses its KV cache
     server_busy: Tensor  # (B, E) share of time in decoding passes
     is_device_only: Tensor  # bool
+    mode: Tensor  # long, index into MODES: what serves, never `auto`
 
 
-def effective_mode(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
+def effective_mode(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
+) -> Tensor:
     """Resolve each device's mode, (B, M) long: draft length 0 is plain server decoding."""
     index = (
         torch.full_like(decision.server, MODE_INDEX[physics.config.mode])
         if decision.mode is None
         else decision.mode
     )
+    if decision.mode is not None or physics.config.mode == "auto":
+        is_auto = index == MODE_INDEX["auto"]
+        if is_auto.any():
+            index = torch.where(is_auto, _best_mode(state, decision, physics, horizon), index)
     return torch.where(decision.draft_length == 0, MODE_INDEX["server_ar"], index)
+
+
+def _best_mode(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon
+) -> Tensor:
+    """Find the lossless mode of least time per token, each tried by all devices, (B, M) long.
+
+    What the modes of others do to one's own pass is second order, as with draft lengths.
+    """
+    tried = [MODE_INDEX[mode.name] for mode in CANDIDATES]
+    tpot_s = [
+        predict(
+            state,
+            replace(decision, mode=torch.full_like(decision.server, index)),
+            physics,
+            horizon,
+        ).tpot_s
+        for index in tried
+    ]
+    return torch.tensor(tried, device=decision.server.device)[torch.stack(tpot_s).argmin(0)]
 
 
 def uplink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
     """Compute each device's uplink rate to its chosen server, (B, M)."""
     link = physics.config.link
-    gain = state.gain.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
-    rate = rate_bps(gain, decision.power_w, decision.bandwidth_hz, link.uplink_noise_w_per_hz, link)
-    return rate.clamp_min(MIN_RATE_BPS)
+    if link.interference == "orthogonal":
+        return _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
+    return _shared_band_rates_bps(state, decision, physics, _work(state, decision, physics))[0]
 
 
 def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
@@ -120,18 +182,101 @@ def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics)
     A server spreads its power evenly over its band and divides the band equally among the devices
     with a request.
     """
-    link, server = physics.config.link, decision.server
+    link = physics.config.link
+    if link.interference == "orthogonal":
+        return _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
+    return _shared_band_rates_bps(state, decision, physics, _work(state, decision, physics))[1]
+
+
+def _uplink_bps(
+    state: NetworkState, decision: Decision, link: LinkConfig, noise_w_per_hz: float | Tensor
+) -> Tensor:
+    gain = state.gain.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
+    rate = rate_bps(gain, decision.power_w, decision.bandwidth_hz, noise_w_per_hz, link, "uplink")
+    return rate.clamp_min(MIN_RATE_BPS)
+
+
+def _downlink_bps(
+    state: NetworkState, decision: Decision, link: LinkConfig, noise_w_per_hz: float | Tensor
+) -> Tensor:
+    server = decision.server
     gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
-    users = sum_by_server(state.has_request.to(gain.dtype), server, state.num_servers)
-    share = 1 / users.gather(1, server).clamp_min(1)
+    share = _downlink_share(state, server)
     rate = rate_bps(
         gain,
         state.downlink_power_w.gather(1, server) * share,
         state.downlink_bandwidth_hz.gather(1, server) * share,
-        link.downlink_noise_w_per_hz,
+        noise_w_per_hz,
         link,
+        "downlink",
     )
     return rate.clamp_min(MIN_RATE_BPS)
+
+
+def _downlink_share(state: NetworkState, server: Tensor) -> Tensor:
+    """Compute a device's share of its server's band, (B, M)."""
+    users = sum_by_server(state.has_request.to(state.gain.dtype), server, state.num_servers)
+    return 1 / users.gather(1, server).clamp_min(1)
+
+
+def _shared_band_rates_bps(
+    state: NetworkState, decision: Decision, physics: Physics, work: _Work
+) -> tuple[Tensor, Tensor]:
+    """Compute both rates where all servers use the whole band, (B, M) each.
+
+    Rates decide how long everybody transmits, and that decides the interference: two damped
+    rounds, from links that nobody disturbs.
+    """
+    link, server = physics.config.link, decision.server
+    band_hz = state.uplink_bandwidth_hz.gather(1, server)
+    uplink_bps = _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
+    downlink_bps = _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
+    activity = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
+    for turn in range(ACTIVITY_PASSES):
+        if turn > 0:
+            fresh = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
+            activity = tuple(0.5 * (old + new) for old, new in zip(activity, fresh, strict=True))
+        devices, servers = activity
+        density = mean_density_w_per_hz(decision.power_w, band_hz, devices)
+        noise = uplink_noise_w_per_hz(link, state.gain, server, density)
+        uplink_bps = _uplink_bps(state, decision, link, noise)
+        density = mean_density_w_per_hz(
+            state.downlink_power_w, state.downlink_bandwidth_hz, servers
+        )
+        by_pair = downlink_noise_by_pair_w_per_hz(link, state.gain, density)
+        assert isinstance(by_pair, Tensor), "a shared band has interference"
+        noise = by_pair.gather(2, server.unsqueeze(-1)).squeeze(-1)
+        downlink_bps = _downlink_bps(state, decision, link, noise)
+    return uplink_bps, downlink_bps
+
+
+def _activity(
+    state: NetworkState,
+    decision: Decision,
+    physics: Physics,
+    work: _Work,
+    uplink_bps: Tensor,
+    downlink_bps: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Compute the share of time in which devices (B, M) and servers (B, E) transmit now.
+
+    Uploading devices transmit all the time, decoding ones while they send drafts, in rounds that
+    wait for nobody; a server while it sends verdicts, in the shares of its band.
+    """
+    server = decision.server
+    alone_s = state.forward_fixed_s.gather(1, server) + work.own_s
+    parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
+    parts = replace(parts, wait_s=torch.zeros_like(alone_s), verify_s=alone_s)
+    round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
+    drafts = _per_mode(work.chosen, lambda mode: mode.effort(parts).drafts)
+    is_sent = state.upload_bits <= 0
+    on_server = state.has_request & ~work.is_local
+    decodes = (on_server & is_sent & (work.prefill_tokens <= 0)).to(alone_s.dtype)
+    sends = (parts.uplink_s * drafts / round_s).clamp(max=1) * decodes
+    devices = torch.where(on_server & ~is_sent, 1.0, sends)
+    receives = (parts.downlink_s / round_s).clamp(max=1) * decodes
+    share = _downlink_share(state, server)
+    return devices, sum_by_server(receives * share, server, state.num_servers)
 
 
 @dataclass(frozen=True)
@@ -139,12 +284,14 @@ class _Work:
     """What each request asks of device, link and server under a decision, (B, M) each."""
 
     mode: Tensor
+    chosen: dict[str, Tensor]  # bool per mode that occurs
     is_local: Tensor  # bool
     handover: Tensor  # bool
     prefill_tokens: Tensor
     gamma: Tensor
-    draft_bits: Tensor
+    draft_bits: Tensor  # of one draft
     verdict_bits: Tensor
+    new_tokens: Tensor  # that it brings to a mean pass
     own_s: Tensor  # time that its rows and tokens add to a forward pass
 
 
@@ -171,35 +318,27 @@ def predict(
             loads its batches, and prefills cost everybody on the server their own time.
     """
     server = decision.server
-    uplink_bps = uplink_rate_bps(state, decision, physics)
-    downlink_bps = downlink_rate_bps(state, decision, physics)
-    work = _work(state, decision, physics)
-
-    draft_s = work.gamma * state.draft_time_s
-    draft_uplink_s = work.draft_bits / uplink_bps
-    downlink_s = torch.where(work.is_local, 0.0, work.verdict_bits / downlink_bps)
-    rtt_s = state.rtt_s.gather(1, server)
-    think_s = torch.where(work.draft_bits > 0, draft_s + draft_uplink_s + downlink_s + rtt_s, 0.0)
-
+    work = _work(state, decision, physics, horizon)
+    uplink_bps, downlink_bps = _rates_bps(state, decision, physics, work)
     queue, decodes = _queue(state, server, work, horizon)
     chunk = physics.config.batching.prefill_chunk_tokens
     base_s, own_s = _pass_times(state, server, work, queue, chunk, horizon)
-    batch = solve_batching(
-        think_s,
-        own_s,
-        decodes,
-        server,
-        base_s,
-        state.foreign_rows,
-        state.forward_per_row_s + state.forward_per_token_s,
-        physics.config.batching,
-    )
+    parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
+    batch = _batch(state, server, physics, work, parts, base_s, own_s, decodes)
     prefill_tokens_per_s, prefill_s, interference_s = _prefill(
         state, server, work, queue, batch.busy, chunk, horizon
     )
-    parts = RoundParts(draft_s, draft_uplink_s, batch.wait_s, batch.verify_s, downlink_s, rtt_s)
-    round_s, tokens = _by_mode(work.mode, parts, state.acceptance, work.gamma)
+    parts = replace(parts, wait_s=batch.wait_s, verify_s=batch.verify_s)
+    round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
+    tokens = _per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
+    tokens = tokens.clamp_min(1e-6)
     tpot_s = round_s / tokens
+    draft_s, draft_uplink_s, draft_bits = parts.draft_s, parts.uplink_s, work.draft_bits
+    if _overlapping(work):
+        effort = {name: MODES[name].effort(parts) for name in work.chosen}
+        draft_s = _per_mode(work.chosen, lambda mode: effort[mode.name].draft_s)
+        drafts = _per_mode(work.chosen, lambda mode: effort[mode.name].drafts)
+        draft_uplink_s, draft_bits = draft_uplink_s * drafts, draft_bits * drafts
     upload_s = torch.where(work.is_local, 0.0, state.upload_bits / uplink_bps)
     decode_s = state.expected_remaining_tokens * tpot_s
     return Prediction(
@@ -213,46 +352,150 @@ def predict(
         draft_uplink_s=draft_uplink_s,
         wait_s=batch.wait_s,
         verify_s=batch.verify_s,
-        downlink_s=downlink_s,
+        downlink_s=parts.downlink_s,
         round_s=round_s,
         tokens_per_round=tokens,
         tpot_s=tpot_s,
         interference_s=interference_s,
         remaining_s=upload_s + prefill_s + interference_s + decode_s,
-        draft_bits=work.draft_bits,
+        draft_bits=draft_bits,
         verdict_bits=work.verdict_bits,
         handover=work.handover,
         server_busy=batch.busy,
         is_device_only=work.is_local,
+        mode=work.mode,
     )
 
 
-def _work(state: NetworkState, decision: Decision, physics: Physics) -> _Work:
+def _rates_bps(
+    state: NetworkState, decision: Decision, physics: Physics, work: _Work
+) -> tuple[Tensor, Tensor]:
+    if physics.config.link.interference == "reuse1":
+        return _shared_band_rates_bps(state, decision, physics, work)
+    return uplink_rate_bps(state, decision, physics), downlink_rate_bps(state, decision, physics)
+
+
+def _work(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
+) -> _Work:
     """Resolve modes, caches and payloads."""
-    server = decision.server
-    mode = effective_mode(state, decision, physics)
-    is_ar = mode == MODE_INDEX["server_ar"]
+    server, codec, alpha = decision.server, physics.codec, state.acceptance
+    mode = effective_mode(state, decision, physics, horizon)
+    chosen = _chosen(mode, decision, physics)
     is_local = mode == MODE_INDEX["device_only"]
     moved = (server != state.server) & state.has_request & ~is_local
     cached = torch.where(moved, 0.0, state.kv_tokens)
     missing = (state.context_tokens - cached).clamp_min(0)
-    gamma = torch.where(is_ar, 0, decision.draft_length).to(state.gain.dtype)
-    verdict_bits = torch.where(
-        is_ar, physics.codec.token_bits(), physics.codec.verdict_bits(gamma, state.acceptance)
-    )
+    gamma = decision.draft_length.to(state.gain.dtype)
+    if "server_ar" in chosen:
+        gamma = gamma.masked_fill(chosen["server_ar"], 0)
     per_token_s = state.forward_per_token_s.gather(1, server)
     per_context_s = state.forward_per_context_s.gather(1, server)
+    new_tokens = _per_mode(chosen, lambda mode: mode.new_tokens(alpha, gamma))
     return _Work(
         mode=mode,
+        chosen=chosen,
         is_local=is_local,
         handover=moved & (state.kv_tokens > 0),
         prefill_tokens=torch.where(is_local, 0.0, missing),
         gamma=gamma,
-        draft_bits=torch.where(is_ar | is_local, 0.0, physics.codec.draft_bits(gamma)),
-        verdict_bits=torch.where(is_local, 0.0, verdict_bits),
+        draft_bits=_per_mode(chosen, lambda mode: mode.draft_bits(codec, gamma)),
+        verdict_bits=_per_mode(chosen, lambda mode: mode.verdict_bits(codec, alpha, gamma)),
+        new_tokens=new_tokens,
         own_s=state.forward_per_row_s.gather(1, server)
-        + (gamma + 1) * per_token_s
+        + new_tokens * per_token_s
         + state.context_tokens * per_context_s,
+    )
+
+
+def _chosen(mode: Tensor, decision: Decision, physics: Physics) -> dict[str, Tensor]:
+    """Tell who is served by each mode that occurs; the others need not be worked out."""
+    if decision.mode is None and physics.config.mode != "auto":
+        names = dict.fromkeys((physics.config.mode, "server_ar"))
+        return {name: mode == MODE_INDEX[name] for name in names}
+    everybody = {name: mode == index for name, index in MODE_INDEX.items()}
+    return {name: who for name, who in everybody.items() if who.any()}
+
+
+def _per_mode(chosen: dict[str, Tensor], value: Callable[[ServingMode], Tensor]) -> Tensor:
+    """Compute a quantity with each device's own mode, (B, M)."""
+    first, *others = chosen
+    result = value(MODES[first])
+    for name in others:
+        result = torch.where(chosen[name], value(MODES[name]), result)
+    return result
+
+
+def _overlapping(work: _Work) -> list[str]:
+    return [name for name in work.chosen if MODES[name].overlaps]
+
+
+def _parts(
+    state: NetworkState,
+    physics: Physics,
+    work: _Work,
+    server: Tensor,
+    uplink_bps: Tensor,
+    downlink_bps: Tensor,
+) -> RoundParts:
+    """Compute the parts of a round of one draft; waits and passes are still to be found."""
+    draft_s = work.gamma * state.draft_time_s
+    return RoundParts(
+        draft_s=draft_s,
+        uplink_s=work.draft_bits / uplink_bps,
+        wait_s=draft_s,
+        verify_s=draft_s,
+        downlink_s=torch.where(work.is_local, 0.0, work.verdict_bits / downlink_bps),
+        rtt_s=state.rtt_s.gather(1, server),
+        alpha=state.acceptance,
+        gamma=work.gamma,
+        window=physics.config.window,
+    )
+
+
+def _batch(
+    state: NetworkState,
+    server: Tensor,
+    physics: Physics,
+    work: _Work,
+    parts: RoundParts,
+    base_s: Tensor,
+    own_s: Tensor,
+    decodes: Tensor,
+) -> Batch:
+    """Solve for waits and passes."""
+    think_s = torch.where(
+        work.draft_bits > 0,
+        parts.draft_s + parts.uplink_s + parts.downlink_s + parts.rtt_s,
+        0.0,
+    )
+
+    overlapping = [name for name in work.chosen if MODES[name].overlaps]
+    per_token_s = state.forward_per_token_s.gather(1, server)
+
+    def rethink(wait_s: Tensor, verify_s: Tensor) -> tuple[Comeback, Tensor]:
+        now = replace(parts, wait_s=wait_s, verify_s=verify_s)
+        backs = {name: MODES[name].comeback(now) for name in work.chosen}
+        back = Comeback(
+            *(
+                _per_mode(
+                    work.chosen, lambda mode, part=field.name: getattr(backs[mode.name], part)
+                )
+                for field in fields(Comeback)
+            )
+        )
+        return back, own_s + (back.new_tokens - work.new_tokens) * per_token_s
+
+    return solve_batching(
+        think_s,
+        own_s,
+        decodes,
+        server,
+        base_s,
+        state.foreign_rows,
+        state.forward_per_row_s + state.forward_per_token_s,
+        physics.config.batching,
+        rethink if overlapping else None,
     )
 
 
@@ -316,17 +559,3 @@ def _prefill(
     prefill_s = torch.where(need > 0, (need + 0.5 * ahead) / rate, 0.0)
     lost_s = torch.where(need > 0, 0.5, 1.0) * ahead * state.forward_per_token_s.gather(1, server)
     return rate, prefill_s, torch.where(work.is_local, 0.0, lost_s)
-
-
-def _by_mode(
-    mode: Tensor, parts: RoundParts, alpha: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Compute round time and tokens per round with each device's own mode, (B, M) both."""
-    round_s = torch.zeros_like(alpha)
-    tokens = torch.zeros_like(alpha)
-    for name, index in MODE_INDEX.items():
-        serving = MODES[name]
-        chosen = mode == index
-        round_s = torch.where(chosen, serving.round_time_s(parts), round_s)
-        tokens = torch.where(chosen, serving.expected_tokens(alpha, gamma), tokens)
-    return round_s, tokens.clamp_min(1e-6)
