@@ -37,8 +37,7 @@ from uara.serving.batching import (
 )
 from uara.serving.modes import CANDIDATES, MODE_INDEX, MODES, RoundParts, ServingMode
 from uara.serving.payload import Codec, make_codec
-
-Horizon = Literal["slot", "request"]
+from uara.serving.prefill import Horizon, pass_times_s, prefill_times, queue_prefill
 
 MIN_RATE_BPS = 1.0  # keeps times finite for a device that was given no spectrum or no power
 ACTIVITY_PASSES = 2  # from rates to activities and back, where links disturb each other
@@ -231,12 +230,11 @@ def _shared_band_rates_bps(
     band_hz = state.uplink_bandwidth_hz.gather(1, server)
     uplink_bps = _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
     downlink_bps = _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
-    activity = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
+    devices, servers = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
     for turn in range(ACTIVITY_PASSES):
         if turn > 0:
             fresh = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
-            activity = tuple(0.5 * (old + new) for old, new in zip(activity, fresh, strict=True))
-        devices, servers = activity
+            devices, servers = 0.5 * (devices + fresh[0]), 0.5 * (servers + fresh[1])
         density = mean_density_w_per_hz(decision.power_w, band_hz, devices)
         noise = uplink_noise_w_per_hz(link, state.gain, server, density)
         uplink_bps = _uplink_bps(state, decision, link, noise)
@@ -295,15 +293,6 @@ class _Work:
     own_s: Tensor  # time that its rows and tokens add to a forward pass
 
 
-@dataclass(frozen=True)
-class _Queue:
-    """Prefill waiting at the servers."""
-
-    backlog: Tensor  # (B, M) own tokens in the queue
-    tokens: Tensor  # (B, E)
-    requests: Tensor  # (B, E)
-
-
 def predict(
     state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
 ) -> Prediction:
@@ -320,14 +309,16 @@ def predict(
     server = decision.server
     work = _work(state, decision, physics, horizon)
     uplink_bps, downlink_bps = _rates_bps(state, decision, physics, work)
-    queue, decodes = _queue(state, server, work, horizon)
+    is_remote = state.has_request & ~work.is_local
+    queue, decodes = queue_prefill(state, server, is_remote, work.prefill_tokens, horizon)
     chunk = physics.config.batching.prefill_chunk_tokens
-    base_s, own_s = _pass_times(state, server, work, queue, chunk, horizon)
+    base_s, own_s = pass_times_s(state, server, work.own_s, queue, chunk, horizon)
     parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
     batch = _batch(state, server, physics, work, parts, base_s, own_s, decodes)
-    prefill_tokens_per_s, prefill_s, interference_s = _prefill(
-        state, server, work, queue, batch.busy, chunk, horizon
+    prefill_tokens_per_s, prefill_s, interference_s = prefill_times(
+        state, server, work.prefill_tokens, queue, batch.busy, chunk, horizon
     )
+    interference_s = torch.where(work.is_local, 0.0, interference_s)
     parts = replace(parts, wait_s=batch.wait_s, verify_s=batch.verify_s)
     round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
     tokens = _per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
@@ -476,14 +467,11 @@ def _batch(
     def rethink(wait_s: Tensor, verify_s: Tensor) -> tuple[Comeback, Tensor]:
         now = replace(parts, wait_s=wait_s, verify_s=verify_s)
         backs = {name: MODES[name].comeback(now) for name in work.chosen}
-        back = Comeback(
-            *(
-                _per_mode(
-                    work.chosen, lambda mode, part=field.name: getattr(backs[mode.name], part)
-                )
-                for field in fields(Comeback)
-            )
-        )
+
+        def of_own_mode(part: str) -> Tensor:
+            return _per_mode(work.chosen, lambda mode: getattr(backs[mode.name], part))
+
+        back = Comeback(*(of_own_mode(field.name) for field in fields(Comeback)))
         return back, own_s + (back.new_tokens - work.new_tokens) * per_token_s
 
     return solve_batching(
@@ -497,65 +485,3 @@ def _batch(
         physics.config.batching,
         rethink if overlapping else None,
     )
-
-
-def _queue(
-    state: NetworkState, server: Tensor, work: _Work, horizon: Horizon
-) -> tuple[_Queue, Tensor]:
-    """Find who loads the servers: the prefill queue, and who takes part in batches (B, M)."""
-    dtype = state.gain.dtype
-    on_server = (state.has_request & ~work.is_local).to(dtype)
-    if horizon == "slot":
-        is_sent = state.upload_bits <= 0
-        decodes = on_server * (is_sent & (work.prefill_tokens <= 0))
-        backlog = on_server * is_sent * work.prefill_tokens
-    else:
-        decodes = on_server
-        backlog = on_server * work.prefill_tokens
-    sums = sum_by_server(
-        torch.stack((backlog, (backlog > 0).to(dtype))),
-        server.expand(2, *server.shape),
-        state.num_servers,
-    )
-    foreign = state.foreign_prefill_tokens
-    return _Queue(backlog, sums[0] + foreign, sums[1] + (foreign > 0)), decodes
-
-
-def _pass_times(
-    state: NetworkState, server: Tensor, work: _Work, queue: _Queue, chunk: int, horizon: Horizon
-) -> tuple[Tensor, Tensor]:
-    """Compute a pass's time without decoding requests (B, E), and what each adds to it (B, M)."""
-    if horizon == "request":
-        return state.forward_fixed_s, work.own_s
-    chunk_s = chunk * state.forward_per_token_s
-    # A request decodes when its own prefill is over: the passes it meets carry those of others.
-    alone = (queue.backlog > 0) & (queue.requests.gather(1, server) <= 1)
-    own_s = work.own_s - alone * chunk_s.gather(1, server)
-    return state.forward_fixed_s + (queue.requests > 0) * chunk_s, own_s
-
-
-def _prefill(
-    state: NetworkState,
-    server: Tensor,
-    work: _Work,
-    queue: _Queue,
-    busy: Tensor,
-    chunk: int,
-    horizon: Horizon,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute prefill rate, prefill time and decoding time lost to others' prefill, (B, M) each.
-
-    A chunk rides on a decoding pass when there is one, and else runs by itself.
-    """
-    chunk_s = chunk * state.forward_per_token_s + busy * state.forward_fixed_s
-    rate = (chunk / chunk_s).gather(1, server)
-    need = work.prefill_tokens
-    if horizon == "slot":
-        others = queue.requests.gather(1, server) - (queue.backlog > 0).to(rate.dtype)
-        rate = rate / (others + 1)
-        return rate, need / rate, torch.zeros_like(rate)
-    # First come, first served in an unknown order: on average half of the others go first.
-    ahead = queue.tokens.gather(1, server) - queue.backlog
-    prefill_s = torch.where(need > 0, (need + 0.5 * ahead) / rate, 0.0)
-    lost_s = torch.where(need > 0, 0.5, 1.0) * ahead * state.forward_per_token_s.gather(1, server)
-    return rate, prefill_s, torch.where(work.is_local, 0.0, lost_s)

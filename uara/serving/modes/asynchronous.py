@@ -19,7 +19,8 @@ from uara.serving.modes.sd import geometric_tokens
 from uara.serving.payload import Codec
 
 PATHS = 4  # times scatter, so that which pass a draft meets is not decided by a hair's breadth
-BLOCKS = 8  # drafts followed one by one; behind them the last four repeat
+PATHS_WHILE_SOLVING = 2  # of the fixed point of loads, which asks often
+BLOCKS = 8  # drafts followed one by one; behind them the last ones repeat
 REPEATED = 4
 
 
@@ -30,19 +31,31 @@ class _Epoch:
     time_s: Tensor
     passes: Tensor
     new_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """One draft of an epoch, (P, ...); time 0 is the rejection at the server."""
+
+    reached: Tensor  # chance that all before it were accepted
     draft_s: Tensor
-    drafts: Tensor
+    ready_s: Tensor  # drafted, and let go by the window
+    leaves_s: Tensor  # has left the radio
+    tested_s: Tensor  # its first token is tested
+    pass_from_s: Tensor  # of the pass that it goes through
+    pass_to_s: Tensor
+    rides: Tensor  # bool: on the pass of the draft before
 
 
 @cache
-def _scatter() -> Tensor:
+def _scatter(paths: int) -> Tensor:
     """Draw factors around 0 for P paths, (P, 2 * BLOCKS + 1), uniform with `TIME_SPREAD`.
 
     A Latin square per column: its mean is 0 exactly.
     """
     draw = torch.Generator().manual_seed(0)
-    columns = [torch.randperm(PATHS, generator=draw) for _ in range(2 * BLOCKS + 1)]
-    centred = (torch.stack(columns, 1) + 0.5) / PATHS * 2 - 1
+    columns = [torch.randperm(paths, generator=draw) for _ in range(2 * BLOCKS + 1)]
+    centred = (torch.stack(columns, 1) + 0.5) / paths * 2 - 1
     return centred * (TIME_SPREAD * math.sqrt(3))
 
 
@@ -63,7 +76,7 @@ class AsynchronousSpeculation:
 
     def expected_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Compute (1 - a^g) / (1 - a): no bonus (arXiv 2603.19133 eq. 5)."""
-        return geometric_tokens(alpha, gamma - 1)
+        return geometric_tokens(alpha, gamma.clamp_min(1) - 1)
 
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Average drafts whose first token was accepted, and corrections forwarded alone."""
@@ -80,14 +93,14 @@ class AsynchronousSpeculation:
 
     def round_time_s(self, parts: RoundParts) -> Tensor:
         """Compute the mean time between two verdicts."""
-        return _epoch(parts).time_s
+        return _epoch(parts, PATHS).time_s
 
     def comeback(self, parts: RoundParts) -> Comeback:
         """Come back after what a cycle of passes leaves beside wait and pass, at any phase.
 
         Less than nothing is left where most passes start at the end of the one before.
         """
-        epoch = _epoch(parts)
+        epoch = _epoch(parts, PATHS_WHILE_SOLVING)
         think_s = epoch.time_s / epoch.passes - parts.wait_s - parts.verify_s
         share = torch.full_like(think_s, 0.5)
         return Comeback(
@@ -98,76 +111,67 @@ class AsynchronousSpeculation:
         )
 
     def effort(self, parts: RoundParts) -> Effort:
-        """Count the drafts that a rejection voids as well."""
-        epoch = _epoch(parts)
-        return Effort(epoch.draft_s, epoch.drafts)
+        """Count what a rejection voids as well: what was drafted and sent until it came back."""
+        rejected = 1 - parts.alpha ** parts.gamma.clamp_min(1)
+        ahead_s = drafts = torch.zeros(())
+        for leg in _legs(parts, PATHS):
+            most_s = parts.window * leg.draft_s  # the device makes so many more and then rests
+            for weight, end_s in _ends(parts, leg):
+                more_s = torch.minimum(end_s + _back_s(parts) - leg.ready_s, most_s)
+                wasted_s = _token_under_way_s(parts) * (more_s < most_s)
+                ahead_s = ahead_s + weight * (more_s + wasted_s)
+                sent = more_s / leg.draft_s.clamp_min(1e-9) - 0.5
+                drafts = drafts + weight * sent.clamp(0, parts.window - 1)
+        return Effort(
+            draft_s=parts.draft_s + (rejected * ahead_s).mean(0),
+            drafts=1 + (rejected * drafts).mean(0),
+        )
 
 
-@dataclass
-class _Flight:
-    """Where the drafts of an epoch are, (P, ...); time 0 is the rejection at the server."""
-
-    ready_s: Tensor  # the last draft was drafted, and the window let it go
-    leaves_s: Tensor  # it has left the radio
-    pass_from_s: Tensor  # the last pass began
-    pass_to_s: Tensor  # and ended
-
-
-def _epoch(parts: RoundParts) -> _Epoch:
+def _epoch(parts: RoundParts, paths: int) -> _Epoch:
     """Follow the drafts behind a rejection, one by one, with the chance that each is reached."""
-    alpha, gamma = parts.alpha, parts.gamma.clamp_min(1)
-    survives = alpha**gamma
+    gamma = parts.gamma.clamp_min(1)
+    survives = parts.alpha**gamma
     rejected = 1 - survives
-    shape = torch.broadcast_shapes(*(t.shape for t in vars(parts).values() if torch.is_tensor(t)))
-    scatter = _scatter().to(parts.draft_s).view(PATHS, -1, *(1,) * len(shape))
-    begun = _begin(parts, gamma, 1 + scatter[:, -1], (PATHS, *shape))
-    flight = replace(begun, pass_to_s=begun.pass_to_s + _row_wait_s(parts, begun, scatter))
-    # The token under way at the interrupt is finished first, unless the drafter rests by then.
-    token_s = 0.5 * parts.draft_s / gamma
-    verdicts: list[Tensor] = []
+    time_s = resting = torch.zeros(())
+    riders = torch.ones_like(survives)
     passes: list[Tensor] = []
     fed: list[Tensor] = []
-    time_s = resting = ahead_s = torch.zeros(())
-    row_s = flight.pass_to_s
-    reached = riders = torch.ones_like(survives)
-    for block in range(BLOCKS):
-        draft_s = parts.draft_s * (1 + scatter[:, 2 * block] / gamma.sqrt())
-        verify_s = parts.verify_s * (1 + scatter[:, 2 * block + 1])
-        freed_s = verdicts[block - parts.window] if block >= parts.window else None
-        tested_s, rides = _next(flight, parts, draft_s, verify_s, freed_s)
-        if block == 0:
-            saved_s = token_s * (tested_s > row_s)  # nothing, where the first draft has to wait
-        verdicts.append(flight.pass_to_s)
-        # Whoever waits when a pass starts goes along, whatever becomes of the one before.
-        riders = torch.where(rides, riders, reached * alpha)
-        passes.append(torch.where(rides, 0.0, riders))
+    legs = _legs(parts, paths)
+    for leg in legs:
+        # Whoever waits when a pass starts goes along, whatever becomes of the draft before.
+        riders = torch.where(leg.rides, riders, leg.reached * parts.alpha)
+        passes.append(torch.where(leg.rides, 0.0, riders))
         fed.append(riders)
-        # Rejected at the first token, or later in the pass.
-        for chance, end_s in ((1 - alpha, tested_s), (alpha - survives, flight.pass_to_s)):
-            weight = reached * chance
+        rest_from_s = leg.ready_s + parts.window * leg.draft_s - _back_s(parts)
+        for weight, end_s in _ends(parts, leg):
             time_s = time_s + weight * end_s
-            since_s = end_s + _back_s(parts) - flight.ready_s
-            most_s = parts.window * draft_s  # the device makes so many more and then rests
-            ahead_s = ahead_s + weight * torch.minimum(since_s, most_s)
-            resting = resting + weight * (since_s > most_s)
-        reached = reached * survives
+            resting = resting + weight * (end_s > rest_from_s)
+    # A drafter that rests has no token under way to finish; that helps unless the row is late.
+    is_row_late = legs[0].tested_s > legs[0].leaves_s + 0.5 * parts.rtt_s
+    saved_s = _token_under_way_s(parts) * resting * ~is_row_late
+    beyond = legs[-1].reached * survives
+    period_s = (legs[-1].pass_to_s - legs[-1 - REPEATED].pass_to_s) / REPEATED
+    time_s = rejected * (time_s + beyond * legs[-1].pass_to_s - saved_s) + beyond * period_s
+    repeated = torch.stack([leg.reached for leg in legs[-REPEATED:]]).mean(0)
 
     def per_verdict(each: list[Tensor]) -> Tensor:
         """Add what is counted per draft, the last ones standing for all that follow."""
         tail = torch.stack(each[-REPEATED:]).mean(0)
-        repeated = torch.stack([survives**n for n in range(BLOCKS - REPEATED, BLOCKS)]).mean(0)
-        return rejected * torch.stack(each).sum(0) + tail * (survives**BLOCKS / repeated)
+        return rejected * torch.stack(each).sum(0) + tail * (beyond / repeated)
 
-    period_s = (verdicts[-1] - verdicts[-1 - REPEATED]) / REPEATED
-    time_s = rejected * (time_s + reached * verdicts[-1] - saved_s * resting) + reached * period_s
-    drafts = (ahead_s / parts.draft_s.clamp_min(1e-9) - 0.5).clamp(0, parts.window - 1)
     return _Epoch(
         time_s=time_s.mean(0),
         passes=(rejected + per_verdict(passes)).mean(0),
         new_tokens=(rejected + gamma * per_verdict(fed)).mean(0),
-        draft_s=parts.draft_s + (rejected * (ahead_s + token_s * (1 - resting))).mean(0),
-        drafts=1 + (rejected * drafts).mean(0),
     )
+
+
+def _ends(parts: RoundParts, leg: _Leg) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Tell chance and time of a rejection at a draft's first token, and at a later one."""
+    first = leg.reached * (1 - parts.alpha)
+    later = leg.reached * (parts.alpha - parts.alpha ** parts.gamma.clamp_min(1))
+    return (first, leg.tested_s), (later, leg.pass_to_s)
 
 
 def _back_s(parts: RoundParts) -> Tensor:
@@ -175,70 +179,100 @@ def _back_s(parts: RoundParts) -> Tensor:
     return parts.downlink_s + 0.5 * parts.rtt_s
 
 
-def _begin(parts: RoundParts, gamma: Tensor, row_factor: Tensor, shape: tuple[int, ...]) -> _Flight:
+def _token_under_way_s(parts: RoundParts) -> Tensor:
+    """Compute the mean rest of a draft token at an interrupt, which finishes it first."""
+    return 0.5 * parts.draft_s / parts.gamma.clamp_min(1)
+
+
+def _legs(parts: RoundParts, paths: int) -> list[_Leg]:
+    """Let drafts leave one after the other, with scattered times."""
+    axes = max(part.dim() for part in vars(parts).values() if isinstance(part, Tensor))
+    scatter = _scatter(paths).to(parts.draft_s).view(paths, -1, *(1,) * axes)
+    relative = 1 / parts.gamma.clamp_min(1).sqrt()
+    survives = parts.alpha ** parts.gamma.clamp_min(1)
+    start = _start(parts, scatter[:, -1])
+
+    def follow(first: _Leg, blocks: int) -> list[_Leg]:
+        legs = [first]
+        for block in range(blocks):
+            freed = legs[block + 1 - parts.window] if block >= parts.window else None
+            draft_s = parts.draft_s * (1 + scatter[:, 2 * block] * relative)
+            verify_s = parts.verify_s * (1 + scatter[:, 2 * block + 1])
+            reached = legs[-1].reached * survives if block else legs[-1].reached
+            legs.append(_next(legs[-1], parts, reached, draft_s, verify_s, freed))
+        return legs[1:]
+
+    wait_s = _row_wait_s(parts, follow(start, 2), survives)
+    return follow(replace(start, pass_to_s=start.pass_to_s + wait_s), BLOCKS)
+
+
+def _start(parts: RoundParts, row_scatter: Tensor) -> _Leg:
     """Bring the correction down, and forward it for the row behind it."""
     back_s = _back_s(parts)
-    row_s = parts.verify_s * row_factor
     # A frame of the voided drafts may still hold the uplink.
     stale = (parts.uplink_s / parts.draft_s.clamp_min(1e-9)).clamp(max=1) * (parts.window > 1)
-    return _Flight(
-        ready_s=(back_s + 0.5 * parts.draft_s / gamma).expand(shape),
+    row_s = parts.verify_s * (1 + row_scatter)
+    return _Leg(
+        reached=torch.ones_like(parts.alpha),
+        draft_s=parts.draft_s,
+        ready_s=back_s + _token_under_way_s(parts),
         leaves_s=back_s + 0.5 * parts.uplink_s * stale,
+        tested_s=row_s,
         pass_from_s=torch.full_like(row_s, -1.0),
         pass_to_s=row_s,
+        rides=torch.zeros_like(row_s, dtype=torch.bool),
     )
 
 
-def _row_wait_s(parts: RoundParts, begun: _Flight, scatter: Tensor) -> Tensor:
-    """Compute the mean wait of the correction for a pass, by a rehearsal of two drafts.
+def _row_wait_s(parts: RoundParts, legs: list[_Leg], survives: Tensor) -> Tensor:
+    """Compute the mean wait of a correction for its pass, by a rehearsal of two drafts.
 
     Where a pass has rejected, the next one starts at once. A first token is rejected when its draft
     comes, in the midst of a pass of others perhaps.
     """
-    flight = replace(begun)
-    survives = parts.alpha ** parts.gamma.clamp_min(1)
-    waits_s = []
-    for block in range(2):
-        draft_s = parts.draft_s * (1 + scatter[:, 2 * block] / parts.gamma.clamp_min(1).sqrt())
-        verify_s = parts.verify_s * (1 + scatter[:, 2 * block + 1])
-        freed_s = flight.pass_to_s if block and parts.window == 1 else None
-        tested_s, rides = _next(flight, parts, draft_s, verify_s, freed_s)
-        waits_s.append(torch.where(rides, 0.0, flight.pass_from_s - tested_s).mean(0))
-    first, later = waits_s
-    chance = (1 - parts.alpha) * survives / (1 - survives).clamp_min(1e-6)
-    return (1 - parts.alpha) * first + chance * later
+    first, later = (
+        torch.where(leg.rides, 0.0, leg.pass_from_s - leg.tested_s).mean(0) for leg in legs
+    )
+    beyond = survives / (1 - survives).clamp_min(1e-6)
+    return (1 - parts.alpha) * (first + beyond * later)
 
 
 def _next(
-    flight: _Flight,
+    last: _Leg,
     parts: RoundParts,
+    reached: Tensor,
     draft_s: Tensor,
     verify_s: Tensor,
-    freed_s: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    freed: _Leg | None,
+) -> _Leg:
     """Draft, send and verify the next draft.
 
     Args:
-        flight: is carried on to this draft.
+        last: the draft before.
         parts: wait, uplink and path.
+        reached: chance that all before were accepted.
         draft_s: of this draft.
         verify_s: of its pass.
-        freed_s: verdict at the server that makes room in the window.
-
-    Returns:
-        when its first token is tested, and whether it rides on the pass of the draft before.
+        freed: draft whose verdict makes room in the window.
     """
-    ready_s = flight.ready_s + draft_s
-    if freed_s is not None:
-        ready_s = torch.maximum(ready_s, freed_s + _back_s(parts))
-    flight.ready_s = ready_s
-    flight.leaves_s = torch.maximum(ready_s, flight.leaves_s) + parts.uplink_s
-    arrives_s = flight.leaves_s + 0.5 * parts.rtt_s
-    rides = arrives_s <= flight.pass_from_s
-    tested_s = torch.maximum(arrives_s, flight.pass_to_s)
+    ready_s = last.ready_s + draft_s
+    if freed is not None:
+        ready_s = torch.maximum(ready_s, freed.pass_to_s + _back_s(parts))
+    leaves_s = torch.maximum(ready_s, last.leaves_s) + parts.uplink_s
+    arrives_s = leaves_s + 0.5 * parts.rtt_s
+    rides = arrives_s <= last.pass_from_s
+    tested_s = torch.maximum(arrives_s, last.pass_to_s)
     # Behind one's own pass the next one of others starts at once, if there is one.
-    passes = ((arrives_s - flight.pass_to_s) / parts.verify_s).clamp_min(0)
+    passes = ((arrives_s - last.pass_to_s) / parts.verify_s).clamp_min(0)
     from_s = tested_s + 2 * parts.wait_s * (passes.ceil() - passes)
-    flight.pass_from_s = torch.where(rides, flight.pass_from_s, from_s)
-    flight.pass_to_s = torch.where(rides, flight.pass_to_s, from_s + verify_s)
-    return torch.where(rides, flight.pass_to_s, tested_s), rides
+    pass_to_s = torch.where(rides, last.pass_to_s, from_s + verify_s)
+    return _Leg(
+        reached=reached,
+        draft_s=draft_s,
+        ready_s=ready_s,
+        leaves_s=leaves_s,
+        tested_s=torch.where(rides, pass_to_s, tested_s),
+        pass_from_s=torch.where(rides, last.pass_from_s, from_s),
+        pass_to_s=pass_to_s,
+        rides=rides,
+    )

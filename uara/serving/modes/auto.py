@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class BestOfLossless:
         """Compute the least time per token."""
         alpha, gamma = parts.alpha, parts.gamma
         tpot_s = [m.round_time_s(parts) / m.expected_tokens(alpha, gamma) for m in CANDIDATES]
-        return torch.stack(torch.broadcast_tensors(*tpot_s)).amin(0)
+        return reduce(torch.minimum, tpot_s)
 
     def comeback(self, parts: RoundParts) -> Comeback:
         """Come back as a sequential round does."""

@@ -28,7 +28,7 @@ def mean_of_later_s(first_s: Tensor, second_s: Tensor, variance_s2: Tensor) -> T
     """
     spread = variance_s2.clamp_min(1e-12).sqrt()
     distance = (first_s - second_s) / spread
-    share = torch.special.ndtr(distance)
+    share: Tensor = torch.special.ndtr(distance)
     bump = torch.exp(-0.5 * distance * distance) * (spread / math.sqrt(2 * math.pi))
     return first_s * share + second_s * (1 - share) + bump
 
@@ -71,7 +71,7 @@ class ParallelSpeculation:
 
         Between two rejections lie 1 / (1 - a) tokens and 1 + a / (1 - a^g) steps.
         """
-        return 1 / ((1 - alpha) + alpha / geometric_tokens(alpha, gamma - 1).clamp_min(1e-6))
+        return 1 / ((1 - alpha) + alpha / geometric_tokens(alpha, gamma.clamp_min(1) - 1))
 
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Average one token before a block is accepted and `gamma` behind it."""
