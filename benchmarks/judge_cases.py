@@ -237,7 +237,8 @@ def _rows(
     server = decision.server[0].numpy()
     rows = []
     for number in range(state.num_servers):
-        mine = server == number
+        # A device too slow to finish a request while the others finished theirs has no figures.
+        mine = (server == number) & np.isfinite(judged_s)
         if not mine.any():
             continue
         mean_s, truth_s = float(predicted_s[mine].mean()), float(judged_s[mine].mean())

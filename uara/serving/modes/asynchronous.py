@@ -158,7 +158,7 @@ def _epoch(parts: RoundParts, paths: int) -> _Epoch:
     def per_verdict(each: list[Tensor]) -> Tensor:
         """Add what is counted per draft, the last ones standing for all that follow."""
         tail = torch.stack(each[-REPEATED:]).mean(0)
-        return rejected * torch.stack(each).sum(0) + tail * (beyond / repeated)
+        return rejected * torch.stack(each).sum(0) + tail * (beyond / repeated.clamp_min(1e-20))
 
     return _Epoch(
         time_s=time_s.mean(0),
@@ -202,21 +202,24 @@ def _legs(parts: RoundParts, paths: int) -> list[_Leg]:
             legs.append(_next(legs[-1], parts, reached, draft_s, verify_s, freed))
         return legs[1:]
 
-    wait_s = _row_wait_s(parts, follow(start, 2), survives)
-    return follow(replace(start, pass_to_s=start.pass_to_s + wait_s), BLOCKS)
+    rehearsed = follow(start, 2)
+    begin = replace(
+        start,
+        pass_to_s=start.pass_to_s + _row_wait_s(parts, rehearsed, survives),
+        leaves_s=start.leaves_s + _stale_s(parts, rehearsed),
+    )
+    return follow(begin, BLOCKS)
 
 
 def _start(parts: RoundParts, row_scatter: Tensor) -> _Leg:
     """Bring the correction down, and forward it for the row behind it."""
     back_s = _back_s(parts)
-    # A frame of the voided drafts may still hold the uplink.
-    stale = (parts.uplink_s / parts.draft_s.clamp_min(1e-9)).clamp(max=1) * (parts.window > 1)
     row_s = parts.verify_s * (1 + row_scatter)
     return _Leg(
         reached=torch.ones_like(parts.alpha),
         draft_s=parts.draft_s,
         ready_s=back_s + _token_under_way_s(parts),
-        leaves_s=back_s + 0.5 * parts.uplink_s * stale,
+        leaves_s=back_s + torch.zeros_like(row_s),
         tested_s=row_s,
         pass_from_s=torch.full_like(row_s, -1.0),
         pass_to_s=row_s,
@@ -235,6 +238,20 @@ def _row_wait_s(parts: RoundParts, legs: list[_Leg], survives: Tensor) -> Tensor
     )
     beyond = survives / (1 - survives).clamp_min(1e-6)
     return (1 - parts.alpha) * (first + beyond * later)
+
+
+def _stale_s(parts: RoundParts, legs: list[_Leg]) -> Tensor:
+    """Compute for how long a frame of the voided drafts still holds the uplink, by a rehearsal.
+
+    A frame that has begun to leave leaves; one that has not is dropped.
+    """
+    if parts.window == 1:
+        return torch.zeros_like(legs[0].leaves_s)
+    stale_s = torch.zeros(())
+    for weight, end_s in _ends(parts, legs[0]):
+        left_s = legs[1].leaves_s - end_s - _back_s(parts)
+        stale_s = stale_s + weight * torch.where(left_s < parts.uplink_s, left_s, 0.0).clamp_min(0)
+    return stale_s / (1 - parts.alpha ** parts.gamma.clamp_min(1)).clamp_min(1e-6)
 
 
 def _next(

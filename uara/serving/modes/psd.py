@@ -92,10 +92,11 @@ class ParallelSpeculation:
     def round_time_s(self, parts: RoundParts) -> Tensor:
         """Take the later of draft and uplink, and of wait, pass, downlink and path."""
         gamma = parts.gamma.clamp_min(1)
-        own_s = parts.draft_s + parts.uplink_s
+        # The frame of the first token leaves while the others are drafted.
+        first_s = (parts.draft_s + parts.uplink_s) / gamma
+        own_s = torch.maximum(parts.draft_s, first_s) + parts.uplink_s * (1 - 1 / gamma)
         wait_s, verify_s = parts.wait_s, parts.verify_s
         # The pass has to wait for the first token that it judges.
-        first_s = own_s / gamma
         served_s = torch.maximum(wait_s + verify_s, first_s) + parts.downlink_s + parts.rtt_s
         # A wait is none, or anything up to a pass.
         wait_s2 = (wait_s * (verify_s * (2 / 3) - wait_s)).clamp_min(0)
