@@ -318,7 +318,7 @@ def predict(
     prefill_tokens_per_s, prefill_s, interference_s = prefill_times(
         state, server, work.prefill_tokens, queue, batch.busy, chunk, horizon
     )
-    interference_s = torch.where(work.is_local, 0.0, interference_s)
+    interference_s = _unless_local(work.chosen, interference_s)
     parts = replace(parts, wait_s=batch.wait_s, verify_s=batch.verify_s)
     round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
     tokens = _per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
@@ -330,7 +330,7 @@ def predict(
         draft_s = _per_mode(work.chosen, lambda mode: effort[mode.name].draft_s)
         drafts = _per_mode(work.chosen, lambda mode: effort[mode.name].drafts)
         draft_uplink_s, draft_bits = draft_uplink_s * drafts, draft_bits * drafts
-    upload_s = torch.where(work.is_local, 0.0, state.upload_bits / uplink_bps)
+    upload_s = _unless_local(work.chosen, state.upload_bits / uplink_bps)
     decode_s = state.expected_remaining_tokens * tpot_s
     return Prediction(
         uplink_bps=uplink_bps,
@@ -373,7 +373,7 @@ def _work(
     server, codec, alpha = decision.server, physics.codec, state.acceptance
     mode = effective_mode(state, decision, physics, horizon)
     chosen = _chosen(mode, decision, physics)
-    is_local = mode == MODE_INDEX["device_only"]
+    is_local = chosen.get("device_only", torch.zeros_like(mode, dtype=torch.bool))
     moved = (server != state.server) & state.has_request & ~is_local
     cached = torch.where(moved, 0.0, state.kv_tokens)
     missing = (state.context_tokens - cached).clamp_min(0)
@@ -388,7 +388,7 @@ def _work(
         chosen=chosen,
         is_local=is_local,
         handover=moved & (state.kv_tokens > 0),
-        prefill_tokens=torch.where(is_local, 0.0, missing),
+        prefill_tokens=_unless_local(chosen, missing),
         gamma=gamma,
         draft_bits=_per_mode(chosen, lambda mode: mode.draft_bits(codec, gamma)),
         verdict_bits=_per_mode(chosen, lambda mode: mode.verdict_bits(codec, alpha, gamma)),
@@ -401,9 +401,12 @@ def _work(
 
 def _chosen(mode: Tensor, decision: Decision, physics: Physics) -> dict[str, Tensor]:
     """Tell who is served by each mode that occurs; the others need not be worked out."""
-    if decision.mode is None and physics.config.mode != "auto":
-        names = dict.fromkeys((physics.config.mode, "server_ar"))
-        return {name: mode == MODE_INDEX[name] for name in names}
+    name = physics.config.mode
+    if decision.mode is None and name != "auto":
+        is_ar = decision.draft_length == 0
+        if name == "server_ar":
+            return {name: torch.ones_like(is_ar)}
+        return {name: ~is_ar, "server_ar": is_ar}
     everybody = {name: mode == index for name, index in MODE_INDEX.items()}
     return {name: who for name, who in everybody.items() if who.any()}
 
@@ -415,6 +418,13 @@ def _per_mode(chosen: dict[str, Tensor], value: Callable[[ServingMode], Tensor])
     for name in others:
         result = torch.where(chosen[name], value(MODES[name]), result)
     return result
+
+
+def _unless_local(chosen: dict[str, Tensor], value: Tensor) -> Tensor:
+    """Set to zero what a device that decodes alone does not need, (B, M)."""
+    if "device_only" not in chosen:
+        return value
+    return value.masked_fill(chosen["device_only"], 0.0)
 
 
 def _overlapping(work: _Work) -> list[str]:
@@ -436,7 +446,7 @@ def _parts(
         uplink_s=work.draft_bits / uplink_bps,
         wait_s=draft_s,
         verify_s=draft_s,
-        downlink_s=torch.where(work.is_local, 0.0, work.verdict_bits / downlink_bps),
+        downlink_s=_unless_local(work.chosen, work.verdict_bits / downlink_bps),
         rtt_s=state.rtt_s.gather(1, server),
         alpha=state.acceptance,
         gamma=work.gamma,
