@@ -157,6 +157,12 @@ def test_a_rejected_first_token_costs_its_draft_and_its_way_there_and_back() -> 
     assert MODES["async"].round_time_s(parts).item() == pytest.approx(0.08 + 0.05 + 0.01, rel=0.01)
 
 
+def test_on_a_server_that_never_rests_a_draft_waits_for_the_end_of_the_pass_it_meets() -> None:
+    # Back 20 ms after its own pass, in the first quarter of the next: half a pass at any time.
+    parts = bare_parts(1.0, 3, rtt_s=0.02, wait_s=0.04)
+    assert MODES["async"].round_time_s(parts).item() == pytest.approx(2 * 0.08, rel=0.02)
+
+
 def test_a_wider_window_drafts_and_sends_more_that_is_thrown_away() -> None:
     narrow, wide = (
         MODES["async"].effort(bare_parts(0.7, 3, window=window, rtt_s=0.1)) for window in (1, 3)
@@ -186,7 +192,7 @@ def test_auto_takes_the_time_per_token_of_the_best() -> None:
     st.integers(1, 4),
     st.lists(st.floats(0, 0.5), min_size=5, max_size=5),
 )
-def test_rounds_that_overlap_are_no_longer_than_in_sequence_and_no_shorter_than_a_part(
+def test_rounds_that_overlap_are_finite_and_not_much_longer_than_in_sequence(
     alpha: float, gamma: int, window: int, seconds: list[float]
 ) -> None:
     uplink_s, wait_s, verify_s, downlink_s, rtt_s = seconds
@@ -194,10 +200,11 @@ def test_rounds_that_overlap_are_no_longer_than_in_sequence_and_no_shorter_than_
         alpha, gamma, window=window, uplink_s=uplink_s, wait_s=wait_s / 2,
         verify_s=verify_s + 0.01, downlink_s=downlink_s, rtt_s=rtt_s,
     )  # fmt: skip
-    in_sequence_s = MODES["sd"].round_time_s(parts).item()
+    # A pass for a correction, or a voided frame that still leaves, may come on top.
+    longest_s = 1.25 * MODES["sd"].round_time_s(parts).item() + parts.verify_s.item() + uplink_s
     for name in ("psd", "async"):
         round_s = MODES[name].round_time_s(parts).item()
-        assert 0.02 * 0.5 < round_s < 1.25 * in_sequence_s + parts.verify_s.item()
+        assert 0.02 * 0.5 < round_s < longest_s
         back = MODES[name].comeback(parts)
         effort = MODES[name].effort(parts)
         for value in (*vars(back).values(), *vars(effort).values()):
