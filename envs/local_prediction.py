@@ -203,6 +203,9 @@ def _tpot_s(
         downlink_s = verdict_bits / downlink_bps
         wait_s = wait * verify_s
     draft_s, rtt_s = gamma * state.draft_time_s.unsqueeze(-1), state.rtt_s[:, None, :]
-    parts = RoundParts(draft_s, uplink_s, wait_s, verify_s, downlink_s, rtt_s)
+    alpha = state.acceptance.unsqueeze(-1)
+    parts = RoundParts(
+        draft_s, uplink_s, wait_s, verify_s, downlink_s, rtt_s, alpha, length, physics.config.window
+    )
     tokens = mode.expected_tokens(state.acceptance, length).unsqueeze(-1)
     return (mode.round_time_s(parts) / tokens).expand_as(verify_s)

@@ -68,7 +68,7 @@ def test_a_config_allows_what_its_registry_holds(field: str, registry: dict[str,
 
 
 def test_the_names_of_serving() -> None:
-    assert list(MODES) == ["sd", "server_ar", "device_only"]
+    assert list(MODES) == ["sd", "server_ar", "device_only", "psd", "async", "auto"]
     assert set(get_args(PhysicsConfig.model_fields["mode"].annotation)) == set(MODES)
     codecs = get_args(PhysicsConfig.model_fields["codec"].annotation)
     assert codecs == ("ids", "id_prob", "topk", "full")

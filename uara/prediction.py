@@ -7,23 +7,41 @@ The world's step calls `predict` on the true state, controllers call it on what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor
 
 from uara.network import Decision, NetworkState
+from uara.radio.interference import (
+    downlink_noise_by_pair_w_per_hz,
+    mean_density_w_per_hz,
+    uplink_noise_w_per_hz,
+)
 from uara.radio.link import LinkConfig, rate_bps
-from uara.serving.batching import BatchingConfig, solve_batching, sum_by_server
-from uara.serving.modes import MODE_INDEX, MODES, RoundParts
+from uara.serving.batching import (
+    Batch,
+    BatchingConfig,
+    Comeback,
+    solve_batching,
+    sum_by_server,
+)
+from uara.serving.modes import CANDIDATES, MODE_INDEX, MODES, RoundParts, ServingMode
 from uara.serving.payload import Codec, make_codec
+from uara.serving.prefill import Horizon, pass_times_s, prefill_times, queue_prefill
 from uara.serving.transfer import kv_transfer_s
 
-Horizon = Literal["slot", "request"]
-
 MIN_RATE_BPS = 1.0  # keeps times finite for a device that was given no spectrum or no power
+ACTIVITY_PASSES = 2  # from rates to activities and back, where links disturb each other
 
 
 class PhysicsConfig(BaseModel):
@@ -40,12 +58,27 @@ class PhysicsConfig(BaseModel):
     )
     top_k: int = Field(32, gt=0, description="entries of a probability row on the wire")
     frame_overhead_bytes: int = Field(40, ge=0, description="TCP/IP headers per frame")
-    mode: Literal["sd", "server_ar", "device_only"] = Field("sd", description="serving mode")
+    mode: Literal["sd", "server_ar", "device_only", "psd", "async", "auto"] = Field(
+        "sd",
+        description="serving mode; auto: per device the lossless one of least predicted time per "
+        "token",
+    )
+    window: int = Field(
+        1, gt=0, description="drafts that may be in flight unverified; read by mode async alone"
+    )
     max_draft_length: int = Field(8, gt=0, description="longest draft a decision may ask for")
     batching: BatchingConfig = Field(BatchingConfig(), description="how servers form batches")
     amplifier_efficiency: float = Field(
         0.35, gt=0, le=1, description="radiated over electrical power of a phone's amplifier"
     )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fields younger than the first stored hashes stay out of them while they change nothing.
+        content: dict[str, Any] = dump(self)
+        if content.get("window") == type(self).model_fields["window"].default:
+            del content["window"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -71,7 +104,8 @@ class Physics:
 class Prediction:
     """Latency parts of a decision, (B, M) unless said otherwise.
 
-    For a device without a request they are what one would meet.
+    For a device without a request they are what one would meet. Where a mode overlaps drafting and
+    verifying, a round is shorter than the sum of its parts.
     """
 
     uplink_bps: Tensor
@@ -80,7 +114,7 @@ class Prediction:
     prefill_tokens: Tensor  # context tokens whose KV cache the chosen server lacks
     prefill_tokens_per_s: Tensor
     prefill_s: Tensor  # a KV cache's way over the backhaul included
-    draft_s: Tensor  # parts of one round
+    draft_s: Tensor  # parts of one round; thrown-away drafts included
     draft_uplink_s: Tensor
     wait_s: Tensor
     verify_s: Tensor
@@ -95,24 +129,51 @@ class Prediction:
     handover: Tensor  # bool: the request changes its server and loses its KV cache
     server_busy: Tensor  # (B, E) share of time in decoding passes
     is_device_only: Tensor  # bool
+    mode: Tensor  # long, index into MODES: what serves, never `auto`
 
 
-def effective_mode(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
+def effective_mode(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
+) -> Tensor:
     """Resolve each device's mode, (B, M) long: draft length 0 is plain server decoding."""
     index = (
         torch.full_like(decision.server, MODE_INDEX[physics.config.mode])
         if decision.mode is None
         else decision.mode
     )
+    if decision.mode is not None or physics.config.mode == "auto":
+        is_auto = index == MODE_INDEX["auto"]
+        if is_auto.any():
+            index = torch.where(is_auto, _best_mode(state, decision, physics, horizon), index)
     return torch.where(decision.draft_length == 0, MODE_INDEX["server_ar"], index)
+
+
+def _best_mode(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon
+) -> Tensor:
+    """Find the lossless mode of least time per token, each tried by all devices, (B, M) long.
+
+    What the modes of others do to one's own pass is second order, as with draft lengths.
+    """
+    tried = [MODE_INDEX[mode.name] for mode in CANDIDATES]
+    tpot_s = [
+        predict(
+            state,
+            replace(decision, mode=torch.full_like(decision.server, index)),
+            physics,
+            horizon,
+        ).tpot_s
+        for index in tried
+    ]
+    return torch.tensor(tried, device=decision.server.device)[torch.stack(tpot_s).argmin(0)]
 
 
 def uplink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
     """Compute each device's uplink rate to its chosen server, (B, M)."""
     link = physics.config.link
-    gain = state.gain.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
-    rate = rate_bps(gain, decision.power_w, decision.bandwidth_hz, link.uplink_noise_w_per_hz, link)
-    return rate.clamp_min(MIN_RATE_BPS)
+    if link.interference == "orthogonal":
+        return _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
+    return _shared_band_rates_bps(state, decision, physics, _work(state, decision, physics))[0]
 
 
 def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:
@@ -121,18 +182,100 @@ def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics)
     A server spreads its power evenly over its band and divides the band equally among the devices
     with a request.
     """
-    link, server = physics.config.link, decision.server
+    link = physics.config.link
+    if link.interference == "orthogonal":
+        return _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
+    return _shared_band_rates_bps(state, decision, physics, _work(state, decision, physics))[1]
+
+
+def _uplink_bps(
+    state: NetworkState, decision: Decision, link: LinkConfig, noise_w_per_hz: float | Tensor
+) -> Tensor:
+    gain = state.gain.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
+    rate = rate_bps(gain, decision.power_w, decision.bandwidth_hz, noise_w_per_hz, link, "uplink")
+    return rate.clamp_min(MIN_RATE_BPS)
+
+
+def _downlink_bps(
+    state: NetworkState, decision: Decision, link: LinkConfig, noise_w_per_hz: float | Tensor
+) -> Tensor:
+    server = decision.server
     gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
-    users = sum_by_server(state.has_request.to(gain.dtype), server, state.num_servers)
-    share = 1 / users.gather(1, server).clamp_min(1)
+    share = _downlink_share(state, server)
     rate = rate_bps(
         gain,
         state.downlink_power_w.gather(1, server) * share,
         state.downlink_bandwidth_hz.gather(1, server) * share,
-        link.downlink_noise_w_per_hz,
+        noise_w_per_hz,
         link,
+        "downlink",
     )
     return rate.clamp_min(MIN_RATE_BPS)
+
+
+def _downlink_share(state: NetworkState, server: Tensor) -> Tensor:
+    """Compute a device's share of its server's band, (B, M)."""
+    users = sum_by_server(state.has_request.to(state.gain.dtype), server, state.num_servers)
+    return 1 / users.gather(1, server).clamp_min(1)
+
+
+def _shared_band_rates_bps(
+    state: NetworkState, decision: Decision, physics: Physics, work: _Work
+) -> tuple[Tensor, Tensor]:
+    """Compute both rates where all servers use the whole band, (B, M) each.
+
+    Rates decide how long everybody transmits, and that decides the interference: two damped
+    rounds, from links that nobody disturbs.
+    """
+    link, server = physics.config.link, decision.server
+    band_hz = state.uplink_bandwidth_hz.gather(1, server)
+    uplink_bps = _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
+    downlink_bps = _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
+    devices, servers = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
+    for turn in range(ACTIVITY_PASSES):
+        if turn > 0:
+            fresh = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
+            devices, servers = 0.5 * (devices + fresh[0]), 0.5 * (servers + fresh[1])
+        density = mean_density_w_per_hz(decision.power_w, band_hz, devices)
+        noise = uplink_noise_w_per_hz(link, state.gain, server, density)
+        uplink_bps = _uplink_bps(state, decision, link, noise)
+        density = mean_density_w_per_hz(
+            state.downlink_power_w, state.downlink_bandwidth_hz, servers
+        )
+        by_pair = downlink_noise_by_pair_w_per_hz(link, state.gain, density)
+        assert isinstance(by_pair, Tensor), "a shared band has interference"
+        noise = by_pair.gather(2, server.unsqueeze(-1)).squeeze(-1)
+        downlink_bps = _downlink_bps(state, decision, link, noise)
+    return uplink_bps, downlink_bps
+
+
+def _activity(
+    state: NetworkState,
+    decision: Decision,
+    physics: Physics,
+    work: _Work,
+    uplink_bps: Tensor,
+    downlink_bps: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Compute the share of time in which devices (B, M) and servers (B, E) transmit now.
+
+    Uploading devices transmit all the time, decoding ones while they send drafts, in rounds that
+    wait for nobody; a server while it sends verdicts, in the shares of its band.
+    """
+    server = decision.server
+    alone_s = state.forward_fixed_s.gather(1, server) + work.own_s
+    parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
+    parts = replace(parts, wait_s=torch.zeros_like(alone_s), verify_s=alone_s)
+    round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
+    drafts = _per_mode(work.chosen, lambda mode: mode.effort(parts).drafts)
+    is_sent = state.upload_bits <= 0
+    on_server = state.has_request & ~work.is_local
+    decodes = (on_server & is_sent & (work.prefill_tokens <= 0)).to(alone_s.dtype)
+    sends = (parts.uplink_s * drafts / round_s).clamp(max=1) * decodes
+    devices = torch.where(on_server & ~is_sent, 1.0, sends)
+    receives = (parts.downlink_s / round_s).clamp(max=1) * decodes
+    share = _downlink_share(state, server)
+    return devices, sum_by_server(receives * share, server, state.num_servers)
 
 
 @dataclass(frozen=True)
@@ -140,23 +283,16 @@ class _Work:
     """What each request asks of device, link and server under a decision, (B, M) each."""
 
     mode: Tensor
+    chosen: dict[str, Tensor]  # bool per mode that occurs
     is_local: Tensor  # bool
     handover: Tensor  # bool
     prefill_tokens: Tensor
     gamma: Tensor
-    draft_bits: Tensor
+    draft_bits: Tensor  # of one draft
     verdict_bits: Tensor
+    new_tokens: Tensor  # that it brings to a mean pass
     own_s: Tensor  # time that its rows and tokens add to a forward pass
     transfer_s: Tensor | None  # until its KV cache has come over the backhaul; None: it never does
-
-
-@dataclass(frozen=True)
-class _Queue:
-    """Prefill waiting at the servers."""
-
-    backlog: Tensor  # (B, M) own tokens in the queue
-    tokens: Tensor  # (B, E)
-    requests: Tensor  # (B, E)
 
 
 def predict(
@@ -173,38 +309,34 @@ def predict(
             loads its batches, and prefills cost everybody on the server their own time.
     """
     server = decision.server
-    uplink_bps = uplink_rate_bps(state, decision, physics)
-    downlink_bps = downlink_rate_bps(state, decision, physics)
-    work = _work(state, decision, physics)
-
-    draft_s = work.gamma * state.draft_time_s
-    draft_uplink_s = work.draft_bits / uplink_bps
-    downlink_s = torch.where(work.is_local, 0.0, work.verdict_bits / downlink_bps)
-    rtt_s = state.rtt_s.gather(1, server)
-    think_s = torch.where(work.draft_bits > 0, draft_s + draft_uplink_s + downlink_s + rtt_s, 0.0)
-
-    queue, decodes = _queue(state, server, work, horizon)
+    work = _work(state, decision, physics, horizon)
+    uplink_bps, downlink_bps = _rates_bps(state, decision, physics, work)
+    is_remote = state.has_request & ~work.is_local
+    if work.transfer_s is not None and horizon == "slot":
+        is_remote = is_remote & (work.transfer_s <= 0)
+    queue, decodes = queue_prefill(state, server, is_remote, work.prefill_tokens, horizon)
     chunk = physics.config.batching.prefill_chunk_tokens
-    base_s, own_s = _pass_times(state, server, work, queue, chunk, horizon)
-    batch = solve_batching(
-        think_s,
-        own_s,
-        decodes,
-        server,
-        base_s,
-        state.foreign_rows,
-        state.forward_per_row_s + state.forward_per_token_s,
-        physics.config.batching,
-    )
-    prefill_tokens_per_s, prefill_s, interference_s = _prefill(
-        state, server, work, queue, batch.busy, chunk, horizon
+    base_s, own_s = pass_times_s(state, server, work.own_s, queue, chunk, horizon)
+    parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
+    batch = _batch(state, server, physics, work, parts, base_s, own_s, decodes)
+    prefill_tokens_per_s, prefill_s, interference_s = prefill_times(
+        state, server, work.prefill_tokens, queue, batch.busy, chunk, horizon
     )
     if work.transfer_s is not None:
         prefill_s = prefill_s + work.transfer_s
-    parts = RoundParts(draft_s, draft_uplink_s, batch.wait_s, batch.verify_s, downlink_s, rtt_s)
-    round_s, tokens = _by_mode(work.mode, parts, state.acceptance, work.gamma)
+    interference_s = _unless_local(work.chosen, interference_s)
+    parts = replace(parts, wait_s=batch.wait_s, verify_s=batch.verify_s)
+    round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
+    tokens = _per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
+    tokens = tokens.clamp_min(1e-6)
     tpot_s = round_s / tokens
-    upload_s = torch.where(work.is_local, 0.0, state.upload_bits / uplink_bps)
+    draft_s, draft_uplink_s, draft_bits = parts.draft_s, parts.uplink_s, work.draft_bits
+    if _overlapping(work):
+        effort = {name: MODES[name].effort(parts) for name in work.chosen}
+        draft_s = _per_mode(work.chosen, lambda mode: effort[mode.name].draft_s)
+        drafts = _per_mode(work.chosen, lambda mode: effort[mode.name].drafts)
+        draft_uplink_s, draft_bits = draft_uplink_s * drafts, draft_bits * drafts
+    upload_s = _unless_local(work.chosen, state.upload_bits / uplink_bps)
     decode_s = state.expected_remaining_tokens * tpot_s
     return Prediction(
         uplink_bps=uplink_bps,
@@ -217,126 +349,159 @@ def predict(
         draft_uplink_s=draft_uplink_s,
         wait_s=batch.wait_s,
         verify_s=batch.verify_s,
-        downlink_s=downlink_s,
+        downlink_s=parts.downlink_s,
         round_s=round_s,
         tokens_per_round=tokens,
         tpot_s=tpot_s,
         interference_s=interference_s,
         remaining_s=upload_s + prefill_s + interference_s + decode_s,
-        draft_bits=work.draft_bits,
+        draft_bits=draft_bits,
         verdict_bits=work.verdict_bits,
         handover=work.handover,
         server_busy=batch.busy,
         is_device_only=work.is_local,
+        mode=work.mode,
     )
 
 
-def _work(state: NetworkState, decision: Decision, physics: Physics) -> _Work:
+def _rates_bps(
+    state: NetworkState, decision: Decision, physics: Physics, work: _Work
+) -> tuple[Tensor, Tensor]:
+    if physics.config.link.interference == "reuse1":
+        return _shared_band_rates_bps(state, decision, physics, work)
+    return uplink_rate_bps(state, decision, physics), downlink_rate_bps(state, decision, physics)
+
+
+def _work(
+    state: NetworkState, decision: Decision, physics: Physics, horizon: Horizon = "slot"
+) -> _Work:
     """Resolve modes, caches and payloads."""
-    server = decision.server
-    mode = effective_mode(state, decision, physics)
-    is_ar = mode == MODE_INDEX["server_ar"]
-    is_local = mode == MODE_INDEX["device_only"]
+    server, codec, alpha = decision.server, physics.codec, state.acceptance
+    mode = effective_mode(state, decision, physics, horizon)
+    chosen = _chosen(mode, decision, physics)
+    is_local = chosen.get("device_only", torch.zeros_like(mode, dtype=torch.bool))
     moved = (server != state.server) & state.has_request & ~is_local
     cached, transfer_s = torch.where(moved, 0.0, state.kv_tokens), None
     if state.kv_arriving_tokens is not None:
         transfer_s = torch.where(is_local, 0.0, kv_transfer_s(state, server))
         cached = state.kv_tokens + state.kv_arriving_tokens
     missing = (state.context_tokens - cached).clamp_min(0)
-    gamma = torch.where(is_ar, 0, decision.draft_length).to(state.gain.dtype)
-    verdict_bits = torch.where(
-        is_ar, physics.codec.token_bits(), physics.codec.verdict_bits(gamma, state.acceptance)
-    )
+    gamma = decision.draft_length.to(state.gain.dtype)
+    if "server_ar" in chosen:
+        gamma = gamma.masked_fill(chosen["server_ar"], 0)
     per_token_s = state.forward_per_token_s.gather(1, server)
     per_context_s = state.forward_per_context_s.gather(1, server)
+    new_tokens = _per_mode(chosen, lambda mode: mode.new_tokens(alpha, gamma))
     return _Work(
         mode=mode,
+        chosen=chosen,
         is_local=is_local,
         handover=moved & (state.kv_tokens > 0),
-        prefill_tokens=torch.where(is_local, 0.0, missing),
+        prefill_tokens=_unless_local(chosen, missing),
         gamma=gamma,
-        draft_bits=torch.where(is_ar | is_local, 0.0, physics.codec.draft_bits(gamma)),
-        verdict_bits=torch.where(is_local, 0.0, verdict_bits),
+        draft_bits=_per_mode(chosen, lambda mode: mode.draft_bits(codec, gamma)),
+        verdict_bits=_per_mode(chosen, lambda mode: mode.verdict_bits(codec, alpha, gamma)),
+        new_tokens=new_tokens,
         own_s=state.forward_per_row_s.gather(1, server)
-        + (gamma + 1) * per_token_s
+        + new_tokens * per_token_s
         + state.context_tokens * per_context_s,
         transfer_s=transfer_s,
     )
 
 
-def _queue(
-    state: NetworkState, server: Tensor, work: _Work, horizon: Horizon
-) -> tuple[_Queue, Tensor]:
-    """Find who loads the servers: the prefill queue, and who takes part in batches (B, M)."""
-    dtype = state.gain.dtype
-    on_server = (state.has_request & ~work.is_local).to(dtype)
-    if horizon == "slot":
-        is_sent = state.upload_bits <= 0
-        if work.transfer_s is not None:
-            is_sent = is_sent & (work.transfer_s <= 0)
-        decodes = on_server * (is_sent & (work.prefill_tokens <= 0))
-        backlog = on_server * is_sent * work.prefill_tokens
-    else:
-        decodes = on_server
-        backlog = on_server * work.prefill_tokens
-    sums = sum_by_server(
-        torch.stack((backlog, (backlog > 0).to(dtype))),
-        server.expand(2, *server.shape),
-        state.num_servers,
+def _chosen(mode: Tensor, decision: Decision, physics: Physics) -> dict[str, Tensor]:
+    """Tell who is served by each mode that occurs; the others need not be worked out."""
+    name = physics.config.mode
+    if decision.mode is None and name != "auto":
+        is_ar = decision.draft_length == 0
+        if name == "server_ar":
+            return {name: torch.ones_like(is_ar)}
+        return {name: ~is_ar, "server_ar": is_ar}
+    everybody = {name: mode == index for name, index in MODE_INDEX.items()}
+    return {name: who for name, who in everybody.items() if who.any()}
+
+
+def _per_mode(chosen: dict[str, Tensor], value: Callable[[ServingMode], Tensor]) -> Tensor:
+    """Compute a quantity with each device's own mode, (B, M)."""
+    first, *others = chosen
+    result = value(MODES[first])
+    for name in others:
+        result = torch.where(chosen[name], value(MODES[name]), result)
+    return result
+
+
+def _unless_local(chosen: dict[str, Tensor], value: Tensor) -> Tensor:
+    """Set to zero what a device that decodes alone does not need, (B, M)."""
+    if "device_only" not in chosen:
+        return value
+    return value.masked_fill(chosen["device_only"], 0.0)
+
+
+def _overlapping(work: _Work) -> list[str]:
+    return [name for name in work.chosen if MODES[name].overlaps]
+
+
+def _parts(
+    state: NetworkState,
+    physics: Physics,
+    work: _Work,
+    server: Tensor,
+    uplink_bps: Tensor,
+    downlink_bps: Tensor,
+) -> RoundParts:
+    """Compute the parts of a round of one draft; waits and passes are still to be found."""
+    draft_s = work.gamma * state.draft_time_s
+    return RoundParts(
+        draft_s=draft_s,
+        uplink_s=work.draft_bits / uplink_bps,
+        wait_s=draft_s,
+        verify_s=draft_s,
+        downlink_s=_unless_local(work.chosen, work.verdict_bits / downlink_bps),
+        rtt_s=state.rtt_s.gather(1, server),
+        alpha=state.acceptance,
+        gamma=work.gamma,
+        window=physics.config.window,
     )
-    foreign = state.foreign_prefill_tokens
-    return _Queue(backlog, sums[0] + foreign, sums[1] + (foreign > 0)), decodes
 
 
-def _pass_times(
-    state: NetworkState, server: Tensor, work: _Work, queue: _Queue, chunk: int, horizon: Horizon
-) -> tuple[Tensor, Tensor]:
-    """Compute a pass's time without decoding requests (B, E), and what each adds to it (B, M)."""
-    if horizon == "request":
-        return state.forward_fixed_s, work.own_s
-    chunk_s = chunk * state.forward_per_token_s
-    # A request decodes when its own prefill is over: the passes it meets carry those of others.
-    alone = (queue.backlog > 0) & (queue.requests.gather(1, server) <= 1)
-    own_s = work.own_s - alone * chunk_s.gather(1, server)
-    return state.forward_fixed_s + (queue.requests > 0) * chunk_s, own_s
-
-
-def _prefill(
+def _batch(
     state: NetworkState,
     server: Tensor,
+    physics: Physics,
     work: _Work,
-    queue: _Queue,
-    busy: Tensor,
-    chunk: int,
-    horizon: Horizon,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute prefill rate, prefill time and decoding time lost to others' prefill, (B, M) each.
+    parts: RoundParts,
+    base_s: Tensor,
+    own_s: Tensor,
+    decodes: Tensor,
+) -> Batch:
+    """Solve for waits and passes."""
+    think_s = torch.where(
+        work.draft_bits > 0,
+        parts.draft_s + parts.uplink_s + parts.downlink_s + parts.rtt_s,
+        0.0,
+    )
 
-    A chunk rides on a decoding pass when there is one, and else runs by itself.
-    """
-    chunk_s = chunk * state.forward_per_token_s + busy * state.forward_fixed_s
-    rate = (chunk / chunk_s).gather(1, server)
-    need = work.prefill_tokens
-    if horizon == "slot":
-        others = queue.requests.gather(1, server) - (queue.backlog > 0).to(rate.dtype)
-        rate = rate / (others + 1)
-        return rate, need / rate, torch.zeros_like(rate)
-    # First come, first served in an unknown order: on average half of the others go first.
-    ahead = queue.tokens.gather(1, server) - queue.backlog
-    prefill_s = torch.where(need > 0, (need + 0.5 * ahead) / rate, 0.0)
-    lost_s = torch.where(need > 0, 0.5, 1.0) * ahead * state.forward_per_token_s.gather(1, server)
-    return rate, prefill_s, torch.where(work.is_local, 0.0, lost_s)
+    overlapping = [name for name in work.chosen if MODES[name].overlaps]
+    per_token_s = state.forward_per_token_s.gather(1, server)
 
+    def rethink(wait_s: Tensor, verify_s: Tensor) -> tuple[Comeback, Tensor]:
+        now = replace(parts, wait_s=wait_s, verify_s=verify_s)
+        backs = {name: MODES[name].comeback(now) for name in work.chosen}
 
-def _by_mode(
-    mode: Tensor, parts: RoundParts, alpha: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Compute round time and tokens per round with each device's own mode, (B, M) both."""
-    round_s = torch.zeros_like(alpha)
-    tokens = torch.zeros_like(alpha)
-    for name, index in MODE_INDEX.items():
-        serving = MODES[name]
-        chosen = mode == index
-        round_s = torch.where(chosen, serving.round_time_s(parts), round_s)
-        tokens = torch.where(chosen, serving.expected_tokens(alpha, gamma), tokens)
-    return round_s, tokens.clamp_min(1e-6)
+        def of_own_mode(part: str) -> Tensor:
+            return _per_mode(work.chosen, lambda mode: getattr(backs[mode.name], part))
+
+        back = Comeback(*(of_own_mode(field.name) for field in fields(Comeback)))
+        return back, own_s + (back.new_tokens - work.new_tokens) * per_token_s
+
+    return solve_batching(
+        think_s,
+        own_s,
+        decodes,
+        server,
+        base_s,
+        state.foreign_rows,
+        state.forward_per_row_s + state.forward_per_token_s,
+        physics.config.batching,
+        rethink if overlapping else None,
+    )

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from uara.network import NetworkState
 from uara.prediction import Physics
-from uara.radio.link import spectral_efficiency
+from uara.radio.link import LinkConfig, spectral_efficiency
 from uara.serving.batching import sum_by_server
 from uara.serving.modes.sd import geometric_tokens
+
+HALVINGS = 6  # of the equal share, until a link counts as dead at any width
 
 BandwidthRule = Callable[[NetworkState, Tensor, Tensor, Physics], Tensor]
 
@@ -47,7 +49,8 @@ def square_root(
 
     With c_i = remaining uplink bits over spectral efficiency, sum c_i / b_i under sum b_i = W is
     least at b_i proportional to sqrt(c_i). The remaining bits are the rest of the prompt and the
-    drafts of the rounds still expected; the efficiency is taken at the equal share.
+    drafts of the rounds still expected; the efficiency is taken at the equal share, at full power
+    and without the interference of others.
     """
     gamma = draft_length.to(state.gain.dtype)
     tokens = geometric_tokens(state.acceptance, gamma)
@@ -55,12 +58,62 @@ def square_root(
     drafts = torch.where(gamma > 0, physics.codec.draft_bits(gamma), 0.0)
     bits = state.upload_bits + rounds * drafts
     link = physics.config.link
-    share_hz = equal(state, server, draft_length, physics).clamp_min(1.0)
-    gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
-    snr = gain * state.power_max_w / (link.uplink_noise_w_per_hz * share_hz)
-    cost = bits / spectral_efficiency(snr, link).clamp_min(1e-3)
+    share_hz = equal(state, server, draft_length, physics)
+    efficiency = _uplink_efficiency(state, server, share_hz, link)
+    cost = bits / efficiency.clamp_min(1e-3)
     weight = torch.where(state.has_request, cost.sqrt(), 0.0)
+    if link.adaptation == "mcs":
+        return _split_by_tables(weight, share_hz, efficiency > 0, state, server, link)
     return split_band(weight, state, server)
+
+
+def _uplink_efficiency(
+    state: NetworkState, server: Tensor, bandwidth_hz: Tensor, link: LinkConfig
+) -> Tensor:
+    """Compute bit/s/Hz of devices at full power without interference, (B, M)."""
+    gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
+    snr = gain * state.power_max_w / (link.uplink_noise_w_per_hz * bandwidth_hz.clamp_min(1.0))
+    return spectral_efficiency(snr, link, "uplink")
+
+
+def _split_by_tables(
+    weight: Tensor,
+    share_hz: Tensor,
+    is_alive: Tensor,
+    state: NetworkState,
+    server: Tensor,
+    link: LinkConfig,
+) -> Tensor:
+    """Split bands where a link dies that spreads its power too thinly.
+
+    A link that is dead at the equal share keeps the widest of its halves, quarters, ... at which it
+    lives; the others split the rest, and none of them is widened to death.
+
+    Args:
+        weight: (B, M) of those that live at the equal share.
+        share_hz: (B, M) the equal share.
+        is_alive: (B, M) bool, whether a link lives at it.
+        state: bands, gains and powers.
+        server: (B, M) long.
+        link: noise and tables.
+    """
+    is_dead = ~is_alive & state.has_request
+    narrow_hz = share_hz / 2**HALVINGS
+    for halving in range(HALVINGS - 1, 0, -1):
+        wider_hz = share_hz / 2**halving
+        lives = _uplink_efficiency(state, server, wider_hz, link) > 0
+        narrow_hz = torch.where(lives, wider_hz, narrow_hz)
+    kept_hz = torch.where(is_dead, narrow_hz, 0.0)
+    weight = torch.where(is_alive, weight, 0.0)
+    totals = sum_by_server(
+        torch.stack((weight, kept_hz)), server.expand(2, *server.shape), state.num_servers
+    )
+    total, kept = totals.gather(-1, server.expand(2, *server.shape))
+    rest_hz = state.uplink_bandwidth_hz.gather(1, server) - kept
+    split_hz = rest_hz * weight / total.clamp_min(1e-30)
+    dies = _uplink_efficiency(state, server, split_hz, link) <= 0
+    split_hz = torch.where(dies, torch.minimum(split_hz, share_hz), split_hz)
+    return torch.where(is_dead, kept_hz, split_hz)
 
 
 BANDWIDTH_RULES: dict[str, BandwidthRule] = {"equal": equal, "square_root": square_root}

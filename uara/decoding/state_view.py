@@ -237,10 +237,12 @@ def to_plan(state: NetworkState, decision: Decision, physics: Physics) -> SlotPl
         UserError: if the controller asks for a mode that real runs do not have.
     """
     mode = effective_mode(state, decision, physics)
-    if bool(((mode == MODE_INDEX["device_only"]) & state.has_request).any()):
+    is_real = (mode == MODE_INDEX["sd"]) | (mode == MODE_INDEX["server_ar"])
+    if bool((~is_real & state.has_request).any()):
+        name = list(MODE_INDEX)[int(mode[~is_real & state.has_request][0])]
         raise UserError(
-            "mode 'device_only' was decided for a real run; allowed: sd, server_ar (an answer of "
-            "the draft alone is not the target's): choose another mode or controller"
+            f"mode '{name}' was decided for a real run; allowed: sd, server_ar: choose another "
+            "mode or controller"
         )
     is_ar = mode == MODE_INDEX["server_ar"]
     length = torch.where(is_ar, torch.zeros_like(decision.draft_length), decision.draft_length)

@@ -9,6 +9,7 @@ depend on each other: a fixed point, solved by damped iteration.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,16 @@ class BatchingConfig(BaseModel):
         512, gt=0, description="prompt tokens a forward pass takes along while a prefill is pending"
     )
     iterations: int = Field(6, gt=0, description="damped steps of the fixed point")
+
+
+@dataclass(frozen=True)
+class Comeback:
+    """How requests come back to their server, (B, M) each."""
+
+    think_s: Tensor  # from the end of a pass to the next input
+    residual_share: Tensor  # of a pass that the input finds in progress and waits for
+    new_tokens: Tensor  # given to a mean pass
+    locked: Tensor  # chance of meeting each pass of others, for those who come back before its end
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ def solve_batching(
     foreign_rows: Tensor,
     foreign_row_s: Tensor,
     config: BatchingConfig,
+    rethink: Callable[[Tensor, Tensor], tuple[Comeback, Tensor]] | None = None,
 ) -> Batch:
     """Solve for waiting and forward times of devices that share batched servers.
 
@@ -89,6 +101,8 @@ def solve_batching(
         foreign_rows: (B, E) rows of others, present in every pass.
         foreign_row_s: (B, E) time that one such row adds.
         config: iterations.
+        rethink: computes the comeback and `own_s` from waits and pass times, (B, M) each, where
+            they depend on them; `think_s` then only tells who waits at all.
     """
     num_servers = base_s.shape[-1]
     is_free = (foreign_rows <= 0).to(base_s.dtype)
@@ -101,16 +115,37 @@ def solve_batching(
     presence = participates * verify_s / (think_s + verify_s)
     pair_server = server.expand(2, *server.shape)
     for _ in range(config.iterations):
+        back = None
+        if rethink is not None:
+            back, new_s = rethink(wait_s, verify_s)
+            think_s, alone_s, own_s = back.think_s, alone_s + (new_s - own_s), new_s
+            presence = participates * verify_s / (think_s + wait_s + verify_s)
         own = torch.stack((_log_idle(presence), presence * own_s))
         totals = sum_by_server(own, pair_server, num_servers)
         log_idle, work_s = totals.gather(-1, pair_server) - own  # of the others
         busy = 1 - foreign_idle * log_idle.exp()
         verify_s = alone_s + work_s
-        residual_s = busy * residual_share(think_s, verify_s) * verify_s
+        if back is None:
+            share = residual_share(think_s, verify_s)
+        else:
+            share = back.residual_share
+            busy = _busy_when_locked(busy, back.locked * participates, server, num_servers)
+        residual_s = busy * share * verify_s
         wait_s = 0.5 * (wait_s + waits * residual_s)
         presence = participates * verify_s / (think_s + wait_s + verify_s)
     idle = torch.exp(sum_by_server(_log_idle(presence), server, num_servers))
     return Batch(wait_s=wait_s, verify_s=verify_s, presence=presence, busy=1 - idle * is_free)
+
+
+def _busy_when_locked(busy: Tensor, locked: Tensor, server: Tensor, num_servers: int) -> Tensor:
+    """Raise the chance of a pass in progress among those who come back before a pass has ended.
+
+    Two such devices are never in one pass for long, and then each waits for the other's, always:
+    their phases are not independent.
+    """
+    own = _log_idle(locked)
+    others = sum_by_server(own, server, num_servers).gather(-1, server) - own
+    return torch.maximum(busy, locked * (1 - others.exp()))
 
 
 def _log_idle(presence: Tensor) -> Tensor:

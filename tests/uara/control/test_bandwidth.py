@@ -11,8 +11,9 @@ import torch
 from scipy.optimize import minimize
 
 from uara.control.bandwidth import BANDWIDTH_RULES, equal, split_band, square_root
-from uara.network import NetworkState, Phase
-from uara.prediction import Physics
+from uara.network import Decision, NetworkState, Phase
+from uara.prediction import Physics, PhysicsConfig, uplink_rate_bps
+from uara.radio.link import LinkConfig
 
 MakeState = Callable[..., NetworkState]
 
@@ -106,3 +107,23 @@ def test_request_with_nothing_to_send_gets_nothing(make_state: MakeState, physic
 
 def test_every_rule_stands_in_the_table() -> None:
     assert {"equal": equal, "square_root": square_root} == BANDWIDTH_RULES
+
+
+def test_no_link_of_the_tables_is_spread_to_death(make_state: MakeState) -> None:
+    physics = Physics.of(PhysicsConfig(link=LinkConfig(adaptation="mcs")))
+    # The last two are too weak for a quarter of the band; the last for any width.
+    gain = torch.tensor([[1e-9, 1e-11, 4e-15, 1e-19]]).unsqueeze(-1)
+    state = make_state(1, 4, 1, gain=gain, phase=Phase.UPLOADING, upload_bits=1e6, power_max_w=0.2,
+                       uplink_bandwidth_hz=1e6)  # fmt: skip
+    server, length = torch.zeros(1, 4, dtype=torch.long), torch.full((1, 4), 4)
+    given = square_root(state, server, length, physics)
+    shared = equal(state, server, length, physics)
+
+    def alive(hertz: torch.Tensor) -> list[bool]:
+        decision = Decision(server, hertz, state.power_max_w, length)
+        return (uplink_rate_bps(state, decision, physics) > 1)[0].tolist()
+
+    assert alive(shared) == [True, True, False, False]
+    assert alive(given) == [True, True, True, False]
+    assert given.sum().item() == pytest.approx(1e6)
+    assert (given > 0).all()

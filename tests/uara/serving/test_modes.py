@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from uara.network import Decision, NetworkState
 from uara.prediction import Physics, predict
-from uara.serving.modes import MODE_INDEX, MODES, RoundParts
+from uara.serving.modes import CANDIDATES, MODE_INDEX, MODES, RoundParts
+from uara.serving.modes.psd import mean_of_later_s, residual_share_of_steady
 from uara.serving.modes.sd import geometric_tokens
+from uara.serving.payload import CODECS
 
 ALL_MODES = pytest.mark.parametrize("name", MODES)
+ALPHA, GAMMA = torch.tensor([0.7]), torch.tensor([4.0])
 # Powers of two: a sum tells which parts are in it.
-PARTS = RoundParts(*(torch.tensor([2.0**power]) for power in range(6)))
+PARTS = RoundParts(*(torch.tensor([2.0**power]) for power in range(6)), ALPHA, GAMMA)
 
 
 @ALL_MODES
@@ -33,13 +40,14 @@ def test_mode_stands_under_its_own_name(name: str) -> None:
 )
 def test_round_is_the_sum_of_its_parts(name: str, round_s: float, think_s: float) -> None:
     assert MODES[name].round_time_s(PARTS).item() == round_s
-    assert MODES[name].think_time_s(PARTS).item() == think_s
+    assert MODES[name].comeback(PARTS).think_s.item() == think_s
 
 
 def test_only_the_draft_alone_is_lossy() -> None:
     assert [name for name, mode in MODES.items() if not mode.is_lossless] == ["device_only"]
     assert [name for name, mode in MODES.items() if not mode.uses_server] == ["device_only"]
     assert [name for name, mode in MODES.items() if not mode.drafts] == ["server_ar"]
+    assert [name for name, mode in MODES.items() if mode.overlaps] == ["psd", "async", "auto"]
 
 
 @ALL_MODES
@@ -52,6 +60,156 @@ def test_tokens_rise_with_acceptance_and_with_length(name: str) -> None:
     assert (tokens <= gamma + 1 + 1e-5).all()
     assert (tokens.diff(dim=0) >= -1e-5).all()
     assert (tokens.diff(dim=1) >= -1e-5).all()
+
+
+@pytest.mark.parametrize("name", [name for name, mode in MODES.items() if mode.is_lossless])
+def test_nothing_accepted_brings_one_token_a_round(name: str) -> None:
+    gamma = torch.arange(9.0)
+    tokens = MODES[name].expected_tokens(torch.zeros(9), gamma)
+    torch.testing.assert_close(tokens, torch.ones(9))
+
+
+@pytest.mark.parametrize(("name", "extra"), [("sd", 1), ("psd", 0), ("async", 0)])
+def test_everything_accepted_brings_the_draft_and_in_sequence_a_bonus(
+    name: str, extra: int
+) -> None:
+    gamma = torch.arange(1, 9.0)
+    tokens = MODES[name].expected_tokens(torch.ones(8), gamma)
+    torch.testing.assert_close(tokens, gamma + extra)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize("gamma", [1, 4, 7])
+def test_parallel_steps_commit_and_test_what_a_walk_through_them_does(
+    alpha: float, gamma: int
+) -> None:
+    draw = random.Random(gamma)
+    steps, tokens, fed, rejections, pending = 30_000, 0, 0, 0, False
+    for _ in range(steps):
+        fed += gamma if pending else 1
+        judged = gamma if pending else 1
+        accepted = 0
+        while accepted < judged and draw.random() < alpha:
+            accepted += 1
+        pending = accepted == judged
+        rejections += not pending
+        tokens += accepted + (not pending)
+    a, g, codec = torch.tensor(alpha), torch.tensor(float(gamma)), CODECS["id_prob"]
+    mode = MODES["psd"]
+    assert mode.expected_tokens(a, g).item() == pytest.approx(tokens / steps, rel=0.02)
+    assert mode.new_tokens(a, g).item() == pytest.approx(fed / steps, rel=0.02)
+    down = [codec.verdict_bits_given(rejected=is_rejected) for is_rejected in (False, True)]
+    expected = down[0] + (down[1] - down[0]) * rejections / steps
+    assert mode.verdict_bits(codec, a, g).item() == pytest.approx(expected, rel=0.02)
+
+
+def test_a_parallel_step_is_the_slower_of_its_two_ends() -> None:
+    slow, quick = torch.tensor([5.0]), torch.tensor([0.01])
+    fast_server = replace(PARTS, wait_s=quick, verify_s=quick, downlink_s=quick, rtt_s=quick)
+    mode = MODES["psd"]
+    fast_device = replace(PARTS, draft_s=quick, uplink_s=quick)
+    # Draft of 1 s, 2 s on the radio; the other way wait 4, pass 8, downlink 16, path 32.
+    draft_s = replace(fast_server, draft_s=slow)
+    assert mode.round_time_s(draft_s).item() == pytest.approx(5 + 0.75 * 2, rel=0.01)
+    assert mode.round_time_s(fast_device).item() == pytest.approx(4 + 8 + 16 + 32, rel=0.01)
+    assert mode.comeback(fast_device).think_s.item() == pytest.approx(16 + 32, rel=0.02)
+
+
+def test_the_mean_of_the_later_of_two_instants() -> None:
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 200_000, generator=draw)
+    first, second = 1.0 + 0.1 * noise[0], 1.05 + 0.2 * noise[1]
+    means = (torch.tensor(1.0), torch.tensor(1.05), torch.tensor(0.1**2 + 0.2**2))
+    simulated = torch.maximum(first, second).mean().item()
+    assert mean_of_later_s(*means).item() == pytest.approx(simulated, rel=1e-3)
+
+
+def test_whoever_comes_back_like_clockwork_waits_for_the_rest_of_a_pass() -> None:
+    think = torch.tensor([0.1, 0.5, 1.4])
+    waited = residual_share_of_steady(think, torch.zeros(3))
+    torch.testing.assert_close(waited, think.ceil() - think, atol=0.01, rtol=0)
+    far = residual_share_of_steady(torch.tensor([7.3]), torch.zeros(1))
+    assert far.item() == 0.5
+
+
+def bare_parts(alpha: float, gamma: int, *, window: int = 1, **seconds: float) -> RoundParts:
+    """Take 20 ms per draft token and 80 ms per pass; no link, unless given."""
+    given = {"uplink_s": 0.0, "wait_s": 0.0, "verify_s": 0.08, "downlink_s": 0.0, "rtt_s": 0.0}
+    each = {name: torch.tensor([value]) for name, value in {**given, **seconds}.items()}
+    return RoundParts(
+        draft_s=torch.tensor([0.02 * gamma]),
+        alpha=torch.tensor([alpha]),
+        gamma=torch.tensor([float(gamma)]),
+        window=window,
+        **each,
+    )
+
+
+@pytest.mark.parametrize(("window", "block_s"), [(1, 0.28), (2, 0.14), (3, 0.28 / 3)])
+def test_a_window_of_accepted_drafts_hides_the_delay(window: int, block_s: float) -> None:
+    parts = bare_parts(1.0, 4, window=window, rtt_s=0.2)
+    assert MODES["async"].round_time_s(parts).item() == pytest.approx(block_s, rel=0.04)
+
+
+def test_a_rejected_first_token_costs_its_draft_and_its_way_there_and_back() -> None:
+    # The token under way is finished first: half of it, 10 ms, on average.
+    parts = bare_parts(0.0, 4, rtt_s=0.05)
+    assert MODES["async"].round_time_s(parts).item() == pytest.approx(0.08 + 0.05 + 0.01, rel=0.01)
+
+
+def test_on_a_server_that_never_rests_a_draft_waits_for_the_end_of_the_pass_it_meets() -> None:
+    # Back 20 ms after its own pass, in the first quarter of the next: half a pass at any time.
+    parts = bare_parts(1.0, 3, rtt_s=0.02, wait_s=0.04)
+    assert MODES["async"].round_time_s(parts).item() == pytest.approx(2 * 0.08, rel=0.02)
+
+
+def test_a_wider_window_drafts_and_sends_more_that_is_thrown_away() -> None:
+    narrow, wide = (
+        MODES["async"].effort(bare_parts(0.7, 3, window=window, rtt_s=0.1)) for window in (1, 3)
+    )
+    assert narrow.drafts.item() == 1
+    assert wide.drafts.item() > 1.5
+    assert wide.draft_s.item() > narrow.draft_s.item() > 3 * 0.02
+
+
+def test_auto_takes_the_time_per_token_of_the_best() -> None:
+    parts = bare_parts(0.8, 4, rtt_s=0.3)
+    tpot_s = {
+        mode.name: (
+            mode.round_time_s(parts) / mode.expected_tokens(parts.alpha, parts.gamma)
+        ).item()
+        for mode in CANDIDATES
+    }
+    assert MODES["auto"].round_time_s(parts).item() == pytest.approx(min(tpot_s.values()))
+    assert min(tpot_s, key=lambda name: tpot_s[name]) == "server_ar"
+    assert set(tpot_s) == {name for name, mode in MODES.items() if mode.is_lossless} - {"auto"}
+
+
+@settings(max_examples=60)
+@given(
+    st.floats(0, 1),
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.lists(st.floats(0, 0.5), min_size=5, max_size=5),
+)
+def test_rounds_that_overlap_are_finite_and_not_much_longer_than_in_sequence(
+    alpha: float, gamma: int, window: int, seconds: list[float]
+) -> None:
+    uplink_s, wait_s, verify_s, downlink_s, rtt_s = seconds
+    parts = bare_parts(
+        alpha, gamma, window=window, uplink_s=uplink_s, wait_s=wait_s / 2,
+        verify_s=verify_s + 0.01, downlink_s=downlink_s, rtt_s=rtt_s,
+    )  # fmt: skip
+    # A pass for a correction, or a voided frame that still leaves, may come on top.
+    longest_s = 1.25 * MODES["sd"].round_time_s(parts).item() + parts.verify_s.item() + uplink_s
+    for name in ("psd", "async"):
+        round_s = MODES[name].round_time_s(parts).item()
+        assert 0.02 * 0.5 < round_s < longest_s
+        back = MODES[name].comeback(parts)
+        effort = MODES[name].effort(parts)
+        for value in (*vars(back).values(), *vars(effort).values()):
+            assert torch.isfinite(value).all()
+        assert effort.drafts.item() >= 1
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.7, 0.95])

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uara.serving.modes.parts import RoundParts
+from uara.serving.batching import Comeback
+from uara.serving.modes.parts import Effort, RoundParts, one_draft
+from uara.serving.payload import Codec
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,33 @@ class DeviceOnly:
     is_lossless: bool = False
     uses_server: bool = False
     drafts: bool = True
+    overlaps: bool = False
 
     def expected_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Return the draft itself."""
         return torch.ones_like(alpha) * gamma
 
+    def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
+        """Count what the server would be given if it were asked."""
+        return gamma + 1
+
+    def draft_bits(self, codec: Codec, gamma: Tensor) -> Tensor:
+        """Return zero: nothing goes up."""
+        return torch.zeros_like(gamma)
+
+    def verdict_bits(self, codec: Codec, alpha: Tensor, gamma: Tensor) -> Tensor:
+        """Return zero: nothing comes down."""
+        return torch.zeros_like(gamma)
+
     def round_time_s(self, parts: RoundParts) -> Tensor:
         """Return the time of drafting."""
         return parts.draft_s
 
-    def think_time_s(self, parts: RoundParts) -> Tensor:
-        """Return zero: the server is not used."""
-        return torch.zeros_like(parts.draft_s)
+    def comeback(self, parts: RoundParts) -> Comeback:
+        """Return zeros: the server is not used."""
+        nothing = torch.zeros_like(parts.draft_s)
+        return Comeback(nothing, nothing, nothing, nothing)
+
+    def effort(self, parts: RoundParts) -> Effort:
+        """Draft once."""
+        return one_draft(parts)

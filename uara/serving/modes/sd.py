@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uara.serving.modes.parts import RoundParts
+from uara.serving.batching import Comeback, residual_share
+from uara.serving.modes.parts import Effort, RoundParts, one_draft
+from uara.serving.payload import Codec
 
 
 def geometric_tokens(alpha: Tensor, gamma: Tensor) -> Tensor:
@@ -28,15 +30,39 @@ class SequentialSpeculation:
     is_lossless: bool = True
     uses_server: bool = True
     drafts: bool = True
+    overlaps: bool = False
 
     def expected_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Compute accepted draft tokens plus the correction or bonus token."""
         return geometric_tokens(alpha, gamma)
 
+    def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
+        """Count the last committed token and the draft."""
+        return gamma + 1
+
+    def draft_bits(self, codec: Codec, gamma: Tensor) -> Tensor:
+        """Compute the bits of the draft's frame."""
+        return codec.draft_bits(gamma)
+
+    def verdict_bits(self, codec: Codec, alpha: Tensor, gamma: Tensor) -> Tensor:
+        """Compute the mean bits of a verdict."""
+        return codec.verdict_bits(gamma, alpha)
+
     def round_time_s(self, parts: RoundParts) -> Tensor:
         """Sum all parts: nothing overlaps."""
-        return self.think_time_s(parts) + parts.wait_s + parts.verify_s
+        return _away_s(parts) + parts.wait_s + parts.verify_s
 
-    def think_time_s(self, parts: RoundParts) -> Tensor:
-        """Sum what happens between two forward passes: verdict down, draft, draft up."""
-        return parts.draft_s + parts.uplink_s + parts.downlink_s + parts.rtt_s
+    def comeback(self, parts: RoundParts) -> Comeback:
+        """Come back after all that happens between two passes: verdict down, draft, draft up."""
+        think_s = _away_s(parts)
+        share = residual_share(think_s, parts.verify_s)
+        new_tokens = self.new_tokens(parts.alpha, parts.gamma)
+        return Comeback(think_s, share, new_tokens, torch.zeros_like(share))
+
+    def effort(self, parts: RoundParts) -> Effort:
+        """Draft and send once."""
+        return one_draft(parts)
+
+
+def _away_s(parts: RoundParts) -> Tensor:
+    return parts.draft_s + parts.uplink_s + parts.downlink_s + parts.rtt_s
