@@ -17,11 +17,18 @@ from torch import Tensor
 
 from uara.network import NetworkState, Phase
 from uara.prediction import MIN_RATE_BPS, Physics
+from uara.radio.interference import (
+    downlink_noise_by_pair_w_per_hz,
+    mean_density_w_per_hz,
+    uplink_noise_by_pair_w_per_hz,
+)
 from uara.radio.link import spectral_efficiency
+from uara.serving.batching import sum_by_server
 from uara.serving.modes import MODES, RoundParts, ServingMode
 
 ASSUMED_DRAFT_LENGTH = 4
 PRESENCE_WHEN_DRAFTING = 0.5  # share of time that another request sits in a forward pass
+ASSUMED_ACTIVITY = 0.05  # share of time that a decoding device sends, and a server per request
 ASSUMED_RESIDUAL_SHARE = 0.5  # mean of uara.serving.batching.residual_share over think times
 
 
@@ -155,17 +162,53 @@ def _rates(state: NetworkState, others: Tensor, physics: Physics) -> tuple[Tenso
     """Compute uplink efficiency and both rates at an equal share of the band, (B, M, E) each."""
     link = physics.config.link
     sharers = others + 1
+    uplink_noise, downlink_noise = _noise_w_per_hz(state, physics)
     uplink_hz = state.uplink_bandwidth_hz[:, None, :] / sharers
-    power = (state.power_max_w / link.uplink_noise_w_per_hz).unsqueeze(-1)
-    efficiency = spectral_efficiency((state.gain * power).div_(uplink_hz), link)
+    if isinstance(uplink_noise, Tensor):
+        snr = state.gain * state.power_max_w.unsqueeze(-1) / uplink_noise
+    else:
+        snr = state.gain * (state.power_max_w / uplink_noise).unsqueeze(-1)
+    efficiency = spectral_efficiency(snr.div_(uplink_hz), link, "uplink")
     # A server spreads its power evenly over its band, so the share leaves the SNR alone.
-    density = state.downlink_power_w / (state.downlink_bandwidth_hz * link.downlink_noise_w_per_hz)
+    if isinstance(downlink_noise, Tensor):
+        density = (state.downlink_power_w / state.downlink_bandwidth_hz)[:, None, :]
+        density = density / downlink_noise
+    else:
+        hertz = state.downlink_bandwidth_hz * downlink_noise
+        density = (state.downlink_power_w / hertz)[:, None, :]
     downlink_hz = state.downlink_bandwidth_hz[:, None, :] / sharers
-    downlink_bps = downlink_hz * spectral_efficiency(state.gain * density[:, None, :], link)
+    downlink_bps = downlink_hz * spectral_efficiency(state.gain * density, link, "downlink")
     return (
         efficiency,
         (uplink_hz * efficiency).clamp_min(MIN_RATE_BPS),
         downlink_bps.clamp_min(MIN_RATE_BPS),
+    )
+
+
+def _noise_w_per_hz(state: NetworkState, physics: Physics) -> tuple[float | Tensor, float | Tensor]:
+    """Compute noise and interference density up and down; (B, M, E) where bands are shared.
+
+    What others send is not known to a device: who uploads is taken to send all the time, who
+    decodes and the servers that serve somebody for an assumed share of it.
+    """
+    link = physics.config.link
+    if link.interference == "orthogonal":
+        return link.uplink_noise_w_per_hz, link.downlink_noise_w_per_hz
+    server = torch.where(state.has_request, state.server, -1).clamp_min(0)
+    sends = state.has_request & (state.server >= 0)
+    is_uploading = state.phase == int(Phase.UPLOADING)
+    activity = torch.where(is_uploading, 1.0, ASSUMED_ACTIVITY) * sends
+    band_hz = state.uplink_bandwidth_hz.gather(1, server)
+    up = mean_density_w_per_hz(state.power_max_w, band_hz, activity)
+    served = sum_by_server(sends.to(state.gain.dtype), server, state.num_servers)
+    down = mean_density_w_per_hz(
+        state.downlink_power_w,
+        state.downlink_bandwidth_hz,
+        (ASSUMED_ACTIVITY * served).clamp(max=1),
+    )
+    return (
+        uplink_noise_by_pair_w_per_hz(link, state.gain, server, up),
+        downlink_noise_by_pair_w_per_hz(link, state.gain, down),
     )
 
 

@@ -16,6 +16,7 @@ from uara.control.allocation import AllocationConfig, Allocator
 from uara.errors import UserError
 from uara.network import NetworkState
 from uara.prediction import Physics, PhysicsConfig, predict
+from uara.radio.link import LinkConfig
 
 PHYSICS = Physics.of(PhysicsConfig())
 
@@ -189,3 +190,41 @@ def test_schema_survives_json_and_bad_ones_are_refused() -> None:
     assert ObservationSchema.from_dict(json.loads(json.dumps(schema().to_dict()))) == schema()
     with pytest.raises(UserError, match="checkpoint"):
         ObservationSchema.from_dict({"version": 1})
+
+
+@pytest.mark.parametrize("interference", ["orthogonal", "reuse1"])
+@pytest.mark.parametrize("adaptation", ["shannon", "mcs"])
+def test_every_link_model_can_be_observed(
+    state: NetworkState, interference: str, adaptation: str
+) -> None:
+    link = LinkConfig.model_validate({"interference": interference, "adaptation": adaptation})
+    seen = observe(state, Physics.of(PhysicsConfig(link=link)))
+    low, high = bounds("pair")
+    assert ((seen.pair >= low) & (seen.pair <= high)).all()
+    own = observe(state, PHYSICS).pair
+    efficiency = column("pair", "spectral_efficiency")
+    if interference == "reuse1" and adaptation == "shannon":
+        assert (seen.pair[..., efficiency] <= own[..., efficiency] + 1e-6).all()
+        assert (seen.pair[..., efficiency] < own[..., efficiency] - 1e-3).any()
+
+
+def test_a_neighbour_that_uploads_elsewhere_is_heard(state: NetworkState) -> None:
+    link = LinkConfig(interference="reuse1")
+    physics = Physics.of(PhysicsConfig(link=link))
+    quiet = state.with_(
+        phase=torch.full_like(state.phase, 3), server=torch.zeros_like(state.server)
+    )
+    server, phase = quiet.server.clone(), quiet.phase.clone()
+    server[:, 0] = 1
+    decodes = predict_locally(quiet.with_(server=server), server_load(quiet), physics)
+    phase[:, 0] = 1
+    uploads = predict_locally(quiet.with_(server=server, phase=phase), server_load(quiet), physics)
+    others = slice(1, None)
+    at_zero = uploads.spectral_efficiency[:, others, 0], decodes.spectral_efficiency[:, others, 0]
+    assert (at_zero[0] <= at_zero[1]).all()
+    assert (at_zero[0] < at_zero[1]).any()
+    # Nobody disturbs a server of its own, and no device itself.
+    torch.testing.assert_close(
+        uploads.spectral_efficiency[:, others, 1], decodes.spectral_efficiency[:, others, 1]
+    )
+    torch.testing.assert_close(uploads.spectral_efficiency[:, 0], decodes.spectral_efficiency[:, 0])

@@ -109,7 +109,7 @@ class ControllerPlanner:
         self._acceptance_mean = acceptance_mean
         self._lengths = AnswerLengths.of(world.requests)
         self._meter = OutcomeMeter(world, physics.config.amplifier_efficiency)
-        constants = network_constants(world, 1, gains.gain.shape[1])
+        constants = network_constants(world, 1, gains.gain.shape[1], physics.config.link)
         # Load and free memory are read off the servers instead.
         measured = ("kv_capacity_tokens", "foreign_rows", "foreign_prefill_tokens")
         self._constants = {k: v for k, v in constants.items() if k not in measured}

@@ -18,7 +18,7 @@ from pydantic import (
 from torch import Tensor
 
 from uara.errors import UserError
-from uara.radio.link import dbm_to_w
+from uara.radio.link import LinkConfig, dbm_to_w
 from uara.serving.energy import EnergyConfig
 from uara.serving.hardware import get_phone, get_rack
 from uara.world.batteries import BatteryConfig
@@ -101,9 +101,11 @@ def reachable(gain: Tensor, limit_db: float) -> Tensor:
 
 
 def network_constants(
-    config: WorldConfig, num_networks: int, num_devices: int
+    config: WorldConfig, num_networks: int, num_devices: int, link: LinkConfig
 ) -> dict[str, Tensor]:
     """Expand phones, racks and budgets to the constant fields of a `NetworkState`.
+
+    Under `orthogonal` each server has an equal part of the band, under `reuse1` all of it.
 
     Returns:
         tensors (B, M) and (B, E) by field name, and `kv_capacity_tokens` (B, E).
@@ -114,6 +116,7 @@ def network_constants(
     phones = [get_phone(config.devices[i % len(config.devices)]) for i in range(num_devices)]
     racks = [get_rack(name) for name in config.servers]
     e = len(racks)
+    parts = e if link.interference == "orthogonal" else 1
     memory = config.memory
     capacity = memory.capacity_tokens or tuple(rack.kv_capacity_tokens for rack in racks)
     if len(capacity) != e:
@@ -135,8 +138,8 @@ def network_constants(
         "forward_per_context_s": rows([rack.forward.per_context_s for rack in racks]),
         "server_power_w": rows([rack.power_w for rack in racks]),
         "kv_capacity_tokens": rows([float(tokens) for tokens in capacity]),
-        "uplink_bandwidth_hz": rows([config.bandwidth_hz / e] * e),
-        "downlink_bandwidth_hz": rows([config.downlink_bandwidth_hz / e] * e),
+        "uplink_bandwidth_hz": rows([config.bandwidth_hz / parts] * e),
+        "downlink_bandwidth_hz": rows([config.downlink_bandwidth_hz / parts] * e),
         "downlink_power_w": rows([dbm_to_w(config.server_power_dbm)] * e),
         "rtt_s": rows([config.rtt_s] * e),
         "foreign_rows": rows([0.0] * e),
@@ -158,14 +161,14 @@ MACHINE_TIMES = ("draft_time_s", *FORWARD_TIMES)  # what controllers may believe
 
 
 def believed_constants(
-    config: WorldConfig, num_networks: int, num_devices: int
+    config: WorldConfig, num_networks: int, num_devices: int, link: LinkConfig
 ) -> dict[str, Tensor]:
     """Expand what controllers take the machines to be; budgets and memory are the true ones.
 
     Raises:
         UserError: if a believed machine is unknown or there is another number of servers.
     """
-    constants = network_constants(config, num_networks, num_devices)
+    constants = network_constants(config, num_networks, num_devices, link)
     believed = config.believed
     if believed is None:
         return constants
@@ -177,7 +180,7 @@ def believed_constants(
         )
     # The believed racks need not have the memory or backhaul of the true ones.
     other = config.model_copy(update={"servers": servers, "devices": devices})
-    guess = network_constants(other, num_networks, num_devices)
+    guess = network_constants(other, num_networks, num_devices, link)
     forward, draft = believed.forward_factor, believed.draft_factor
     for name in FORWARD_TIMES:
         factor = torch.tensor([forward[j % len(forward)] for j in range(len(servers))])

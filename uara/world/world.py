@@ -80,10 +80,11 @@ class World:
         self._factors = process.factors if isinstance(process, PositionalAcceptance) else None
         self._block_tokens = block_tokens(config.requests, self._traces)
         self.lengths = AnswerLengths.of(config.requests)
-        self._constants = network_constants(config, num_networks, self.num_devices)
+        sizes = (num_networks, self.num_devices)
+        self._constants = network_constants(config, *sizes, physics.config.link)
         self._believed = self._constants
         if config.believed is not None:
-            self._believed = believed_constants(config, num_networks, self.num_devices)
+            self._believed = believed_constants(config, *sizes, physics.config.link)
         self._capacity = self._constants["kv_capacity_tokens"]
         check_memory(config, self._capacity)
         phones = phone_constants(config, num_networks, self.num_devices)
