@@ -128,7 +128,7 @@ COMMANDS = {
         "--workers",
     ],
     "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
-    "diagnose": ["--episodes", "--json"],
+    "diagnose": ["--episodes", "--figure", "--json"],
     "evaluate": ["--controller", "--csv", "--figure", "--json", "--policy"],
     "pair calibrate": ["--draft", "--json", "--prompts", "--target", "--temperature"],
     "pair train": ["--out"],
