@@ -65,6 +65,8 @@ def refused(uara: Uara, *words: object) -> str:
         (("train", "experiment.yaml", "learner.kind=dqn"), ["learner", "'mappo'", "'sb3_ppo'"]),
         (("train", "experiment.yaml", "--resume"), ["runs/tiny/seed0", "config.yaml", "give the"]),
         (("decode", "task.yaml", "--draft", "here"), ["--draft", "--target", "both"]),
+        (("decode", "task.yaml", "world.outages={}"), ["world.outages is set, allowed: null"]),
+        (("decode", "task.yaml", "physics.service=fluid"), ["physics.service is 'fluid'"]),
         (("decode", "task.yaml", "decode.world=3"), ["decode.world is 3", "0 to 2"]),
         (("decode", "task.yaml", "decode.requests=0"), ["decode.requests", "greater than 0"]),
         (("channels", "build", "task.yaml", "bank.train=-1"), ["bank.train", "-1"]),
