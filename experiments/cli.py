@@ -378,6 +378,8 @@ def pair_calibrate(
 
     config = from_overrides(MachineTimesConfig, overrides or [])
     check_free(machine, overwrite=overwrite)
+    if times_only and json_file is not None:
+        raise UserError("--json takes the acceptance, which --times-only leaves out; drop one")
     models = open_pair(draft, target)
     pass_sizes(config, models.context_tokens)  # said before the long measurement, not behind it
     if not times_only:

@@ -79,6 +79,7 @@ def refused(uara: Uara, *words: object) -> str:
         (("pair", "train", "target.width=-1"), ["target", "`uara schema`"]),
         (("pair", "calibrate", "--prompts", "none.jsonl"), ["none.jsonl", "JSONL"]),
         (("pair", "calibrate", "--machine", "task.yaml"), ["task.yaml exists", "--overwrite"]),
+        (("pair", "calibrate", "--times-only", "--json", "a.json"), ["--json", "drop one"]),
         (("pair", "calibrate", "new_tokens=[600]"), ["add up to 984", "allowed: 512"]),
         (("pair", "calibrate", "rows=[1]"), ["four coefficients", "give two values"]),
         (("sweep", "experiment.yaml", "--override", "speed"), ["'speed'", "key=value"]),
