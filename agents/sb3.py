@@ -117,7 +117,8 @@ class Sb3PpoLearner:
         reward = float(self.model.rollout_buffer.rewards.mean())
         slot_s = self.env.world.config.slot_s
         metrics = {"rollout/reward": reward}
-        if self.env.reward_config.energy_weight == 0:
+        weights = self.env.reward_config
+        if weights.energy_weight == 0 and weights.battery_weight == 0:
             metrics["rollout/alive_requests"] = -reward * self.env.normaliser_s / slot_s
         return metrics
 

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor
 
 from envs.action import Action, ControlConfig, illegal_server, to_decision
@@ -20,6 +26,7 @@ from uara.errors import UserError
 from uara.network import Decision, NetworkState, SlotOutcome
 from uara.radio.bank import Split
 from uara.world.world import World
+from uara.world.young_fields import dump_without_defaults
 
 
 class RewardConfig(BaseModel):
@@ -33,6 +40,16 @@ class RewardConfig(BaseModel):
         description="request-seconds that cost a reward of 1; null: slot_s times number of devices",
     )
     energy_weight: float = Field(0.0, ge=0, description="reward lost per joule of the devices")
+    battery_weight: float = Field(
+        0.0,
+        ge=0,
+        description="reward lost per device that spends all that its battery holds (joules spent "
+        "over joules left, summed over devices); needs world.batteries",
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return dump_without_defaults(self, dump, ("battery_weight",))
 
 
 @dataclass(frozen=True)
@@ -83,14 +100,20 @@ class BatchedEnv:
                 many pairs.
 
         Raises:
-            UserError: if the split holds no worlds, or for `native` without a C compiler or with a
-                physics that the compiled code does not know.
+            UserError: if the split holds no worlds, if batteries are weighted and there are none,
+                or for `native` without a C compiler or with a physics that the compiled code does
+                not know.
         """
         self.worlds = torch.as_tensor(world.bank.worlds(split), dtype=torch.long)
         if self.worlds.numel() == 0:
             raise UserError(
                 f"split '{split}' of the channel bank holds no worlds; give it at least 1 and "
                 "rebuild the bank"
+            )
+        if reward.battery_weight > 0 and world.config.batteries is None:
+            raise UserError(
+                f"reward.battery_weight is {reward.battery_weight:g} but the world has no "
+                "batteries; set it to 0, or give the task's world batteries (batteries: {})"
             )
         self.world = world
         self.control = control
@@ -169,12 +192,17 @@ class BatchedEnv:
         return observe(self.state, self.world.physics)
 
     def _reward(self, outcome: SlotOutcome) -> Tensor:
-        """Compute minus alive seconds and weighted joules, (B,).
+        """Compute minus alive seconds, weighted joules and weighted shares of batteries, (B,).
 
         By Little's law the alive seconds of a drained episode add up to the sum of E2E latencies.
         """
+        config = self.reward_config
         energy_j = outcome.device_energy_j.sum(1)
-        return -outcome.alive_s / self.normaliser_s - self.reward_config.energy_weight * energy_j
+        reward = -outcome.alive_s / self.normaliser_s - config.energy_weight * energy_j
+        if config.battery_weight == 0:
+            return reward
+        assert outcome.battery_share is not None, "batteries are weighted but there are none"
+        return reward - config.battery_weight * outcome.battery_share.sum(1)
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,7 @@ def pair_train(
 
 @pair.command("calibrate")
 def pair_calibrate(
+    overrides: Overrides = None,
     draft: Annotated[
         str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")
     ] = None,
@@ -353,15 +354,43 @@ def pair_calibrate(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="decode set (JSONL)")] = None,
     temperature: Annotated[float, typer.Option(min=0.01, help="served temperature")] = 0.7,
+    machine: Annotated[Path, typer.Option(help="file of this machine's times")] = Path(
+        "machine.json"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace that file if it exists")
+    ] = False,
+    times_only: Annotated[
+        bool, typer.Option("--times-only", help="leave the acceptance out")
+    ] = False,
     json_file: Json = None,
 ) -> None:
-    """Measure the acceptance of a pair per rule and task on held-out prompts."""
-    from experiments.comparison import calibrate
+    """Measure a pair: its acceptance on held-out prompts, and how long it takes on this machine."""
+    from experiments.comparison import calibrate, open_pair
+    from experiments.config import from_overrides
+    from experiments.pair.machine import (
+        MachineTimesConfig,
+        calibrate_machine,
+        check_free,
+        pass_sizes,
+    )
+    from experiments.tables import fit_table
 
-    table = calibrate(draft, target, prompts, temperature)
-    console.print_json(data=table)
-    if json_file is not None:
-        write_json(json_file, table)
+    config = from_overrides(MachineTimesConfig, overrides or [])
+    check_free(machine, overwrite=overwrite)
+    if times_only and json_file is not None:
+        raise UserError("--json takes the acceptance, which --times-only leaves out; drop one")
+    models = open_pair(draft, target)
+    pass_sizes(config, models.context_tokens)  # said before the long measurement, not behind it
+    if not times_only:
+        table = calibrate(draft, target, prompts, temperature)
+        console.print_json(data=table)
+        if json_file is not None:
+            write_json(json_file, table)
+    profile = calibrate_machine(models, config)
+    write_json(machine, profile)
+    console.print(fit_table(profile["fits"]))
+    console.print(f"machine: {machine}")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from uara.control.rules import RuleController
 from uara.decoding.exactness import GreedyCheck
 from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
 from uara.decoding.records import write_jsonl
+from uara.decoding.refusals import check_supported
 from uara.errors import UserError
 from uara.figures.timeline import draw_timeline, save_timeline
 from uara.network import Controller
@@ -121,8 +122,10 @@ def decode_with(
         progress: called with runs done and in all.
 
     Raises:
-        UserError: for a missing policy, pair or prompt set, or an unknown rule.
+        UserError: for a missing policy, pair or prompt set, an unknown rule, or an option of the
+            world that real runs do not have.
     """
+    check_supported(task.world, task.physics)
     physics = Physics.of(task.physics)
     controllers: list[Controller] = [load_policy(policy, physics)] if policy else []
     names = task.decode.controllers if rules is None else rules

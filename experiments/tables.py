@@ -55,6 +55,20 @@ def time_table(diagnosis: Diagnosis) -> Table:
     return table
 
 
+def fit_table(fits: Mapping[str, Mapping[str, float]]) -> Table:
+    """Show how long forward passes take on a machine, and how far the law is from the clock."""
+    table = Table(title="time of a forward pass on this machine")
+    table.add_column("model")
+    names = ("fixed_s", "per_row_s", "per_token_s", "per_context_s", "residual_s")
+    for name in names:
+        table.add_column(f"{name.removesuffix('_s')} (us)", justify="right")
+    table.add_column("residual (%)", justify="right")
+    for model, fit in fits.items():
+        figures = (f"{1e6 * fit[name]:.2f}" for name in names)
+        table.add_row(model, *figures, f"{100 * fit['relative_residual']:.1f}")
+    return table
+
+
 def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Show evaluation rows: E2E with its interval, paired difference, the other means."""
     table = Table(title=f"{title}: frozen episodes, mean [95 % interval]")

@@ -7,8 +7,7 @@ The world's step calls `predict` on the true state, controllers call it on what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -35,7 +34,9 @@ from uara.serving.batching import (
     solve_batching,
     sum_by_server,
 )
-from uara.serving.modes import CANDIDATES, MODE_INDEX, MODES, RoundParts, ServingMode
+from uara.serving.fluid import FluidService, fluid_service
+from uara.serving.modes import CANDIDATES, MODE_INDEX, RoundParts
+from uara.serving.modes.mixed import comeback, effort, overlaps, per_mode, unless_local
 from uara.serving.payload import Codec, make_codec
 from uara.serving.prefill import Horizon, pass_times_s, prefill_times, queue_prefill
 from uara.serving.transfer import kv_transfer_s
@@ -68,6 +69,9 @@ class PhysicsConfig(BaseModel):
     )
     max_draft_length: int = Field(8, gt=0, description="longest draft a decision may ask for")
     batching: BatchingConfig = Field(BatchingConfig(), description="how servers form batches")
+    service: Literal["batched", "fluid"] = Field(
+        "batched", description="batched forward passes, or servers divided among their devices"
+    )
     amplifier_efficiency: float = Field(
         0.35, gt=0, le=1, description="radiated over electrical power of a phone's amplifier"
     )
@@ -76,8 +80,9 @@ class PhysicsConfig(BaseModel):
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Fields younger than the first stored hashes stay out of them while they change nothing.
         content: dict[str, Any] = dump(self)
-        if content.get("window") == type(self).model_fields["window"].default:
-            del content["window"]
+        for name in ("window", "service"):
+            if content.get(name) == type(self).model_fields[name].default:
+                del content[name]
         return content
 
 
@@ -121,6 +126,8 @@ class Prediction:
     downlink_s: Tensor
     round_s: Tensor
     tokens_per_round: Tensor
+    accepted_per_round: Tensor  # draft tokens that the target tested and kept
+    new_tokens: Tensor  # per round, that passes are given; void drafts included
     tpot_s: Tensor
     interference_s: Tensor  # decoding time lost to the prefills of others ("request" horizon)
     remaining_s: Tensor  # expected time until the request is finished
@@ -266,8 +273,8 @@ def _activity(
     alone_s = state.forward_fixed_s.gather(1, server) + work.own_s
     parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
     parts = replace(parts, wait_s=torch.zeros_like(alone_s), verify_s=alone_s)
-    round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
-    drafts = _per_mode(work.chosen, lambda mode: mode.effort(parts).drafts)
+    round_s = per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
+    drafts = per_mode(work.chosen, lambda mode: mode.effort(parts).drafts)
     is_sent = state.upload_bits <= 0
     on_server = state.has_request & ~work.is_local
     decodes = (on_server & is_sent & (work.prefill_tokens <= 0)).to(alone_s.dtype)
@@ -318,25 +325,28 @@ def predict(
     chunk = physics.config.batching.prefill_chunk_tokens
     base_s, own_s = pass_times_s(state, server, work.own_s, queue, chunk, horizon)
     parts = _parts(state, physics, work, server, uplink_bps, downlink_bps)
-    batch = _batch(state, server, physics, work, parts, base_s, own_s, decodes)
-    prefill_tokens_per_s, prefill_s, interference_s = prefill_times(
-        state, server, work.prefill_tokens, queue, batch.busy, chunk, horizon
-    )
+    if physics.config.service == "fluid":
+        uses = ((decodes > 0) | (queue.backlog > 0)).to(work.own_s.dtype)
+        fluid = fluid_service(state, server, work.own_s, uses, decision.compute_share)
+        batch = _fluid_batch(fluid, work, parts, server, decodes)
+        prefill = fluid.prefill_times(work.prefill_tokens)
+    else:
+        batch = _batch(state, server, physics, work, parts, base_s, own_s, decodes)
+        prefill = prefill_times(
+            state, server, work.prefill_tokens, queue, batch.busy, chunk, horizon
+        )
+    prefill_tokens_per_s, prefill_s, interference_s = prefill
     if work.transfer_s is not None:
         prefill_s = prefill_s + work.transfer_s
-    interference_s = _unless_local(work.chosen, interference_s)
+    interference_s = unless_local(work.chosen, interference_s)
     parts = replace(parts, wait_s=batch.wait_s, verify_s=batch.verify_s)
-    round_s = _per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
-    tokens = _per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
+    round_s = per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
+    tokens = per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
     tokens = tokens.clamp_min(1e-6)
     tpot_s = round_s / tokens
-    draft_s, draft_uplink_s, draft_bits = parts.draft_s, parts.uplink_s, work.draft_bits
-    if _overlapping(work):
-        effort = {name: MODES[name].effort(parts) for name in work.chosen}
-        draft_s = _per_mode(work.chosen, lambda mode: effort[mode.name].draft_s)
-        drafts = _per_mode(work.chosen, lambda mode: effort[mode.name].drafts)
-        draft_uplink_s, draft_bits = draft_uplink_s * drafts, draft_bits * drafts
-    upload_s = _unless_local(work.chosen, state.upload_bits / uplink_bps)
+    accepted = per_mode(work.chosen, lambda mode: mode.accepted_tokens(tokens, parts.alpha))
+    draft_s, drafts, new_tokens = effort(work.chosen, parts, round_s, work.new_tokens)
+    upload_s = unless_local(work.chosen, state.upload_bits / uplink_bps)
     decode_s = state.expected_remaining_tokens * tpot_s
     return Prediction(
         uplink_bps=uplink_bps,
@@ -346,16 +356,18 @@ def predict(
         prefill_tokens_per_s=prefill_tokens_per_s,
         prefill_s=prefill_s,
         draft_s=draft_s,
-        draft_uplink_s=draft_uplink_s,
+        draft_uplink_s=parts.uplink_s * drafts,
         wait_s=batch.wait_s,
         verify_s=batch.verify_s,
         downlink_s=parts.downlink_s,
         round_s=round_s,
         tokens_per_round=tokens,
+        accepted_per_round=accepted,
+        new_tokens=new_tokens,
         tpot_s=tpot_s,
         interference_s=interference_s,
         remaining_s=upload_s + prefill_s + interference_s + decode_s,
-        draft_bits=draft_bits,
+        draft_bits=work.draft_bits * drafts,
         verdict_bits=work.verdict_bits,
         handover=work.handover,
         server_busy=batch.busy,
@@ -391,16 +403,16 @@ def _work(
         gamma = gamma.masked_fill(chosen["server_ar"], 0)
     per_token_s = state.forward_per_token_s.gather(1, server)
     per_context_s = state.forward_per_context_s.gather(1, server)
-    new_tokens = _per_mode(chosen, lambda mode: mode.new_tokens(alpha, gamma))
+    new_tokens = per_mode(chosen, lambda mode: mode.new_tokens(alpha, gamma))
     return _Work(
         mode=mode,
         chosen=chosen,
         is_local=is_local,
         handover=moved & (state.kv_tokens > 0),
-        prefill_tokens=_unless_local(chosen, missing),
+        prefill_tokens=unless_local(chosen, missing),
         gamma=gamma,
-        draft_bits=_per_mode(chosen, lambda mode: mode.draft_bits(codec, gamma)),
-        verdict_bits=_per_mode(chosen, lambda mode: mode.verdict_bits(codec, alpha, gamma)),
+        draft_bits=per_mode(chosen, lambda mode: mode.draft_bits(codec, gamma)),
+        verdict_bits=per_mode(chosen, lambda mode: mode.verdict_bits(codec, alpha, gamma)),
         new_tokens=new_tokens,
         own_s=state.forward_per_row_s.gather(1, server)
         + new_tokens * per_token_s
@@ -421,26 +433,6 @@ def _chosen(mode: Tensor, decision: Decision, physics: Physics) -> dict[str, Ten
     return {name: who for name, who in everybody.items() if who.any()}
 
 
-def _per_mode(chosen: dict[str, Tensor], value: Callable[[ServingMode], Tensor]) -> Tensor:
-    """Compute a quantity with each device's own mode, (B, M)."""
-    first, *others = chosen
-    result = value(MODES[first])
-    for name in others:
-        result = torch.where(chosen[name], value(MODES[name]), result)
-    return result
-
-
-def _unless_local(chosen: dict[str, Tensor], value: Tensor) -> Tensor:
-    """Set to zero what a device that decodes alone does not need, (B, M)."""
-    if "device_only" not in chosen:
-        return value
-    return value.masked_fill(chosen["device_only"], 0.0)
-
-
-def _overlapping(work: _Work) -> list[str]:
-    return [name for name in work.chosen if MODES[name].overlaps]
-
-
 def _parts(
     state: NetworkState,
     physics: Physics,
@@ -456,7 +448,7 @@ def _parts(
         uplink_s=work.draft_bits / uplink_bps,
         wait_s=draft_s,
         verify_s=draft_s,
-        downlink_s=_unless_local(work.chosen, work.verdict_bits / downlink_bps),
+        downlink_s=unless_local(work.chosen, work.verdict_bits / downlink_bps),
         rtt_s=state.rtt_s.gather(1, server),
         alpha=state.acceptance,
         gamma=work.gamma,
@@ -475,27 +467,14 @@ def _batch(
     decodes: Tensor,
 ) -> Batch:
     """Solve for waits and passes."""
-    think_s = torch.where(
-        work.draft_bits > 0,
-        parts.draft_s + parts.uplink_s + parts.downlink_s + parts.rtt_s,
-        0.0,
-    )
-
-    overlapping = [name for name in work.chosen if MODES[name].overlaps]
     per_token_s = state.forward_per_token_s.gather(1, server)
 
     def rethink(wait_s: Tensor, verify_s: Tensor) -> tuple[Comeback, Tensor]:
-        now = replace(parts, wait_s=wait_s, verify_s=verify_s)
-        backs = {name: MODES[name].comeback(now) for name in work.chosen}
-
-        def of_own_mode(part: str) -> Tensor:
-            return _per_mode(work.chosen, lambda mode: getattr(backs[mode.name], part))
-
-        back = Comeback(*(of_own_mode(field.name) for field in fields(Comeback)))
+        back = comeback(work.chosen, replace(parts, wait_s=wait_s, verify_s=verify_s))
         return back, own_s + (back.new_tokens - work.new_tokens) * per_token_s
 
     return solve_batching(
-        think_s,
+        _think_s(work, parts),
         own_s,
         decodes,
         server,
@@ -503,5 +482,22 @@ def _batch(
         state.foreign_rows,
         state.forward_per_row_s + state.forward_per_token_s,
         physics.config.batching,
-        rethink if overlapping else None,
+        rethink if overlaps(work.chosen) else None,
     )
+
+
+def _fluid_batch(
+    fluid: FluidService, work: _Work, parts: RoundParts, server: Tensor, decodes: Tensor
+) -> Batch:
+    """Let everybody decode at its share; nobody waits."""
+    parts = replace(parts, wait_s=torch.zeros_like(fluid.verify_s), verify_s=fluid.verify_s)
+    think_s = (
+        comeback(work.chosen, parts).think_s if overlaps(work.chosen) else _think_s(work, parts)
+    )
+    return fluid.batch(think_s, server, decodes)
+
+
+def _think_s(work: _Work, parts: RoundParts) -> Tensor:
+    """Sum what happens between two passes where nothing overlaps; 0 where nothing is sent."""
+    away_s = parts.draft_s + parts.uplink_s + parts.downlink_s + parts.rtt_s
+    return torch.where(work.draft_bits > 0, away_s, 0.0)

@@ -9,6 +9,9 @@ import torch
 
 from envs import Action, BatchedEnv, ControlConfig, EnvRecipe, Observation, RewardConfig, Step
 from uara.errors import UserError
+from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
+from uara.world.batteries import BatteryConfig
+from uara.world.world import World
 
 QUICK = ControlConfig(draft_length=3)
 RULES = ControlConfig(association="max_sinr", draft_length=3)
@@ -62,6 +65,56 @@ def test_energy_weight_costs_reward_per_joule(recipe: EnvRecipe) -> None:
         joules = a.outcome.device_energy_j.sum(1)
         torch.testing.assert_close(b.reward, a.reward - 0.25 * joules)
     assert joules.max() > 0
+
+
+def with_batteries(recipe: EnvRecipe, weight: float) -> BatchedEnv:
+    """Make two networks whose phones begin with next to nothing in their batteries."""
+    plain = recipe.make_world(2)
+    almost_empty = BatteryConfig(charge_min=0.0005, charge_max=0.001)
+    config = plain.config.model_copy(update={"batteries": almost_empty})
+    rates = {task.name: TaskAcceptance(mean=0.7, std=0.1) for task in config.requests.tasks}
+    table = AcceptanceTable("made up", 0.7, {plain.physics.codec.rule: rates})
+    world = World(config, plain.physics, plain.bank, table, 2)
+    return BatchedEnv(world, "train", QUICK, RewardConfig(battery_weight=weight), seed=0)
+
+
+def test_battery_weight_costs_reward_per_share_of_what_is_left(recipe: EnvRecipe) -> None:
+    plain, careful = with_batteries(recipe, 0.0), with_batteries(recipe, 2.0)
+    plain.reset()
+    careful.reset()
+    left_j = plain.state.battery_j
+    shares = []
+    for a, b in zip(play(plain, 19), play(careful, 19), strict=True):
+        share = a.outcome.device_energy_j / left_j.clamp_min(1e-9)
+        shares.append(share.sum(1))
+        torch.testing.assert_close(b.reward, a.reward - 2 * shares[-1], rtol=1e-4, atol=1e-5)
+        left_j = left_j - a.outcome.device_energy_j
+    assert torch.stack(shares).max() > 0.02
+
+
+def test_battery_weight_by_hand(recipe: EnvRecipe) -> None:
+    env = with_batteries(recipe, 0.5)
+    env.reset()
+    outcome = env.step(actions(env, torch.Generator().manual_seed(1))).outcome
+    made = replace(
+        outcome,
+        alive_s=torch.tensor([5.0, 0.0]),
+        battery_share=torch.tensor([[0.1, 0.3, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]),
+    )
+    # A slot of 0.5 s with five devices: 2.5 request-seconds cost 1.
+    torch.testing.assert_close(env._reward(made), torch.tensor([-2 - 0.5 * 0.4, -0.5 * 1.0]))
+
+
+def test_weighted_batteries_need_batteries(recipe: EnvRecipe) -> None:
+    wrong = replace(recipe, reward=RewardConfig(battery_weight=0.5))
+    with pytest.raises(UserError, match=r"battery_weight is 0\.5 but .*set it to 0") as caught:
+        wrong.batched(2, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_unweighted_batteries_leave_no_trace_in_a_dump() -> None:
+    assert sorted(RewardConfig().model_dump()) == ["energy_weight", "normaliser_s"]
+    assert RewardConfig(battery_weight=1).model_dump()["battery_weight"] == 1
 
 
 def test_episodes_are_truncated_at_the_horizon_and_never_terminated(recipe: EnvRecipe) -> None:

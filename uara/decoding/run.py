@@ -15,6 +15,7 @@ from uara.decoding.models import ModelPair, tokenizer_hash
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import derive_seed
 from uara.decoding.records import RequestRecord, RoundRecord
+from uara.decoding.refusals import check_supported
 from uara.decoding.rules import GREEDY, Sampling
 from uara.decoding.scenario import ForeignArrival, Request
 from uara.decoding.state_view import (
@@ -139,8 +140,10 @@ def run_decoding(
         foreign: load of other networks on the servers.
 
     Raises:
-        UserError: if requests, gains and machines do not fit together.
+        UserError: if requests, gains and machines do not fit together, or the world has options
+            that real runs do not have.
     """
+    check_supported(world, physics.config)
     profiles = server_profiles(world)
     num_devices = gains.gain.shape[1]
     check_requests(pair, requests, num_devices, min(p.kv_capacity_tokens for p in profiles))

@@ -302,6 +302,8 @@ class World:
     def offered_work_s(self, decision: Decision) -> Tensor:
         """Compute the prefill and marginal token work of the coming slot, (B, E) seconds.
 
+        Drafts that are void by the time of their pass are part of it.
+
         Load is judged by it and not by busy time: a server that starts a pass whenever something
         waits is always busy.
         """
@@ -310,8 +312,7 @@ class World:
         left = torch.where(state.has_request, slot_s - plan.upload_s, 0.0).clamp_min(0)
         prefill_s = torch.minimum(plan.prefill_s, left)
         rounds = (left - prefill_s) / plan.round_s
-        new_tokens = torch.where(plan.draft_bits > 0, decision.draft_length + 1.0, 1.0)
-        tokens = prefill_s * plan.prefill_tokens_per_s + rounds * new_tokens
+        tokens = prefill_s * plan.prefill_tokens_per_s + rounds * plan.new_tokens
         work_s = tokens * state.forward_per_token_s.gather(1, decision.server)
         return sum_by_server(work_s, decision.server, self.num_servers)
 
@@ -379,10 +380,7 @@ class World:
         kv = torch.where(
             is_prefilled & (upload_bits <= 0), context, kv_start + played.prefill_tokens
         )
-        drafted = (plan.draft_bits > 0).to(tokens.dtype)
-        rounds = tokens / plan.tokens_per_round * drafted
-        # Of a round's tokens all but the correction or bonus were accepted drafts.
-        accepted = rounds * (plan.tokens_per_round - 1)
+        accepted = tokens / plan.tokens_per_round * plan.accepted_per_round
         tested = accepted / rates.per_tested.clamp_min(1e-6)
 
         # What a device decodes by itself leaves prompt, cache and server alone.

@@ -233,6 +233,12 @@ def test_runs_without_requests_or_with_twins_are_refused(pair: ModelPair) -> Non
         run(pair, watcher(), some_requests(1) * 2)
 
 
+def test_a_world_that_real_runs_do_not_have_is_refused(pair: ModelPair) -> None:
+    fluid = Physics.of(PhysicsConfig(codec="topk", top_k=4, service="fluid"))
+    with pytest.raises(UserError, match=r"physics\.service is 'fluid'"):
+        run(pair, watcher(), some_requests(1), physics=fluid)
+
+
 def test_prompts_become_requests_of_all_tasks_in_turn(pair: ModelPair) -> None:
     prompts = [Prompt(f"{t}-{i}", t, "012") for t in ("chat", "summarise", "code") for i in (0, 1)]
     options = {"num_devices": DEVICES, "count": 8, "output_tokens": 5, "seed": 1}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uara.errors import UserError
 from uara.network import Decision, NetworkState, Phase, SlotOutcome
-from uara.prediction import predict
+from uara.prediction import Physics, PhysicsConfig, predict
 from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
 from uara.serving.modes import MODE_INDEX
 from uara.world.config import WorldConfig, reachable
@@ -334,6 +334,79 @@ def test_controllers_learn_the_acceptance_only_from_rounds(
         world.step(constant(state))
     assert guesses == sorted(guesses)
     assert 0.75 < guesses[-1] < 0.9
+
+
+ALL_MODES = ("sd", "server_ar", "device_only", "psd", "async")
+
+
+@pytest.mark.parametrize(("length", "true"), [(1, 0.4), (4, 0.85)])
+@pytest.mark.parametrize("mode", ["sd", "psd", "async"])
+def test_estimate_comes_to_the_acceptance_of_the_request_in_each_mode(
+    make_world: MakeWorld, one_task: OneTask, mode: str, length: int, true: float
+) -> None:
+    physics = Physics.of(PhysicsConfig(mode=mode, window=2))
+    task = one_task(200, 4000, 0.0)
+    world = make_world(
+        [[-90.0]], tasks=[task], arrivals_per_s=0.5, physics=physics, acceptance_prior_tokens=0.5
+    )
+    start(world, 1)
+    world.requests.acceptance.fill_(true)
+    while world.state().tokens_so_far < 60:
+        world.step(constant(world.state(), length=length))
+    state, now = world.state(), world.progress
+    tested = now.tested.item()
+    assert state.acceptance.item() == pytest.approx(true, abs=0.01)
+    assert now.accepted.item() == pytest.approx(true * tested, rel=1e-4)
+    # Every token was tested, but for the bonus behind a draft accepted as a whole.
+    bonus = 0.0
+    if mode == "sd":
+        bonus = true**length / sum(true**k for k in range(length + 1))
+    tokens = state.tokens_so_far.item()
+    rejected = tested - now.accepted.item()
+    assert now.accepted.item() + rejected == pytest.approx(tokens * (1 - bonus), rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_offered_work_is_what_rounds_of_the_mode_bring(
+    make_world: MakeWorld, one_task: OneTask, mode: str
+) -> None:
+    physics = Physics.of(PhysicsConfig(mode=mode))
+    world = make_world(
+        [[-90.0]], tasks=[one_task(200, 4000, 0.0)], arrivals_per_s=0.5, physics=physics,
+        servers=("4xA40",),
+    )  # fmt: skip
+    start(world, 1)
+    while world.state().phase.item() != Phase.DECODING and world.state().tokens_so_far < 1:
+        world.step(constant(world.state(), length=3))
+    state = world.state(true=True)
+    plan = predict(state, constant(state, length=3), physics)
+    rounds = 0.5 / plan.round_s.item()
+    alpha = state.acceptance.item()
+    rejected = 1 - alpha**3
+    per_round = {
+        "sd": 4,
+        "server_ar": 1,
+        "device_only": 0,
+        # Between two rejections 1 pass with one token, then 1 / (1 - a^3) with three each on
+        # average, if the first token was right.
+        "psd": (1 + 3 * alpha / rejected) / (1 + alpha / rejected),
+        # A verdict: the first token was right, or a correction is forwarded alone, or both.
+        "async": 3 * alpha + rejected,
+    }[mode]
+    work_s = world.offered_work_s(constant(state, length=3)).item()
+    expected_s = rounds * per_round * state.forward_per_token_s.item()
+    assert work_s == pytest.approx(expected_s, rel=0.02, abs=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["sd", "async"])
+def test_world_of_fluid_servers_answers_every_request(make_world: MakeWorld, mode: str) -> None:
+    physics = Physics.of(PhysicsConfig(service="fluid", mode=mode))
+    world = start(make_world(GAIN_DB, num=2, arrivals_per_s=0.25, physics=physics), 1, 2)
+    episode = play(world, wandering(0))
+    drawn = torch.isfinite(world.requests.arrival_s).sum(2)
+    assert torch.equal(episode.stack("finished").sum(0), drawn)
+    power_w = world.state().server_power_w
+    assert (episode.stack("server_energy_j") <= 0.5 * power_w * (1 + 1e-5)).all()
 
 
 def test_controllers_see_old_filtered_gains_and_the_world_uses_those_of_the_slot(

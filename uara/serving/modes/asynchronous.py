@@ -78,6 +78,10 @@ class AsynchronousSpeculation:
         """Compute (1 - a^g) / (1 - a): no bonus (arXiv 2603.19133 eq. 5)."""
         return geometric_tokens(alpha, gamma.clamp_min(1) - 1)
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Take all but the corrections: each token was tested, there is no bonus."""
+        return tokens * alpha
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Average drafts whose first token was accepted, and corrections forwarded alone."""
         rejected = 1 - alpha**gamma

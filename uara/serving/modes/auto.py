@@ -42,6 +42,10 @@ class BestOfLossless:
         """Return one token."""
         return torch.ones_like(alpha)
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Take those of a sequential round's tokens."""
+        return SequentialSpeculation().accepted_tokens(tokens, alpha)
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Count what a sequential round gives to a pass."""
         return SequentialSpeculation().new_tokens(alpha, gamma)

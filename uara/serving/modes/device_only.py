@@ -26,6 +26,10 @@ class DeviceOnly:
         """Return the draft itself."""
         return torch.ones_like(alpha) * gamma
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Return zero: nothing is tested."""
+        return torch.zeros_like(tokens)
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Count what the server would be given if it were asked."""
         return gamma + 1

@@ -67,6 +67,10 @@ class ServingMode(Protocol):
         """Compute the mean number of tokens committed in a round."""
         ...
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Compute how many of a round's mean `tokens` were drafts that the target tested."""
+        ...
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Compute the mean number of new tokens that a forward pass is given."""
         ...

@@ -73,6 +73,10 @@ class ParallelSpeculation:
         """
         return 1 / ((1 - alpha) + alpha / geometric_tokens(alpha, gamma.clamp_min(1) - 1))
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Take all but the corrections: each token was tested, there is no bonus."""
+        return tokens * alpha
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Average one token before a block is accepted and `gamma` behind it."""
         post = alpha / (1 - alpha**gamma + alpha).clamp_min(1e-6)

@@ -36,6 +36,10 @@ class SequentialSpeculation:
         """Compute accepted draft tokens plus the correction or bonus token."""
         return geometric_tokens(alpha, gamma)
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Take all but the correction or bonus token."""
+        return tokens - 1
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Count the last committed token and the draft."""
         return gamma + 1

@@ -26,6 +26,10 @@ class ServerAutoregressive:
         """Return one token per round."""
         return torch.ones_like(alpha)
 
+    def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
+        """Return zero: nothing is drafted."""
+        return torch.zeros_like(tokens)
+
     def new_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Count the last committed token."""
         return torch.ones_like(gamma)
