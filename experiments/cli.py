@@ -156,7 +156,8 @@ def diagnose(
     config = load_any(task, overrides)
     with Bar("worlds") as bar:
         bank = load_bank(config, progress=bar)
-    result = run(config, bank, episodes=episodes)
+    with Bar("controllers") as bar:
+        result = run(config, bank, episodes=episodes, progress=bar)
     console.print(diagnosis_table(result.findings), mode_table(result), time_table(result))
     console.print(result.verdict)
     if figure is not None:

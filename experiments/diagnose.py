@@ -13,7 +13,7 @@ from uara.control.allocation import AllocationConfig
 from uara.control.rules import RuleController
 from uara.network import Controller, Decision, NetworkState
 from uara.prediction import Physics
-from uara.radio.bank import ChannelBank, Split
+from uara.radio.bank import ChannelBank, Progress, Split
 from uara.serving.modes import MODES
 
 SIMPLE = ("random", "max_sinr", "max_compute", "least_loaded")
@@ -90,17 +90,32 @@ class Diagnosis:
 class _Player:
     """Plays controllers on the tuning worlds of one task and its variants."""
 
-    def __init__(self, task: TaskConfig, bank: ChannelBank, split: Split, episodes: int) -> None:
+    def __init__(
+        self,
+        task: TaskConfig,
+        bank: ChannelBank,
+        split: Split,
+        episodes: int,
+        progress: Progress | None,
+    ) -> None:
         self.task, self.bank, self.split, self.episodes = task, bank, split, episodes
+        # Modes; simple rules; one rule per server; four ways to blind or weaken greedy.
+        self._plays = len(MODES) + len(SIMPLE) + len(task.world.servers) + 4
+        self._done = 0
+        self._progress = progress
 
     def rows(
         self, controller: Controller, task: TaskConfig | None = None, view: View | None = None
     ) -> EpisodeRows:
         """Play a controller."""
-        return evaluate_controller(
+        rows = evaluate_controller(
             controller, task or self.task, self.bank,
             split=self.split, episodes=self.episodes, view=view,
         )  # fmt: skip
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._plays)
+        return rows
 
     def rule(self, name: str, task: TaskConfig | None = None, view: View | None = None) -> float:
         """Return the mean E2E latency of a rule in seconds."""
@@ -110,7 +125,12 @@ class _Player:
 
 
 def diagnose(
-    task: TaskConfig, bank: ChannelBank, *, split: Split = "tuning", episodes: int = 128
+    task: TaskConfig,
+    bank: ChannelBank,
+    *,
+    split: Split = "tuning",
+    episodes: int = 128,
+    progress: Progress | None = None,
 ) -> Diagnosis:
     """Measure the rules that make a scenario worth learning on.
 
@@ -119,8 +139,9 @@ def diagnose(
         bank: its bank.
         split: worlds to play; never the evaluation worlds when a scenario is being chosen.
         episodes: per figure.
+        progress: called with (controllers played, controllers in all).
     """
-    player = _Player(task, bank, split, episodes)
+    player = _Player(task, bank, split, episodes, progress)
     modes = _by_mode(player)
     greedy = next(row.e2e_s for row in modes if row.mode == task.physics.mode)
     spread = {name: player.rule(name) for name in SIMPLE} | {"greedy_latency": greedy}

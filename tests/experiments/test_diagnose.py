@@ -102,7 +102,11 @@ def test_the_parts_of_time_add_up_and_need_a_cause(task: TaskConfig, bank: Chann
 def test_the_diagnosis_compares_with_greedy(
     task: TaskConfig, bank: ChannelBank, tmp_path: Path
 ) -> None:
-    result = diagnose(task, bank, split="evaluation", episodes=6)
+    seen: list[tuple[int, int]] = []
+    result = diagnose(
+        task, bank, split="evaluation", episodes=6, progress=lambda *at: seen.append(at)
+    )
+    assert seen == [(k + 1, len(seen)) for k in range(len(seen))]
     findings = result.findings
     by_name = {finding.name: finding for finding in findings}
     assert len(by_name) == len(findings)
