@@ -102,6 +102,8 @@ class BatchedEnv:
         self.normaliser_s = reward.normaliser_s or config.slot_s * world.num_devices
         self.last_slot = config.horizon_slots + (config.drain_slots if drain else 0)
         self._native = NativeObserver.of(world.physics) if native else None
+        if native:
+            world.compile()
         self.state: NetworkState = world.state()
 
     @property

@@ -37,6 +37,7 @@ from uara.world.config import (
     reachable,
 )
 from uara.world.holding import Holding, carry_memory, held_tokens, hold_back
+from uara.world.native_slot import NativeSlot, knows_world
 from uara.world.outages import draw_outages, outages_at, reachable_in_outage
 from uara.world.progress import Progress
 from uara.world.requests import AnswerLengths, RequestTable, block_tokens, draw_requests
@@ -104,6 +105,19 @@ class World:
         )
         self._current: dict[str, Tensor] | None = None
         self._known: NetworkState | None = None
+        self._native: NativeSlot | None = None
+
+    def compile(self) -> bool:
+        """Play slots with compiled code from now on, where it knows this world; tell whether.
+
+        Raises:
+            UserError: if there is no C compiler.
+        """
+        if knows_world(self.config, self.physics):
+            constants, lengths = self._constants, self.lengths
+            means = self.acceptance_mean
+            self._native = NativeSlot.of(self.config, self.physics, constants, lengths, means)
+        return self._native is not None
 
     def reset(self, mask: Tensor, world: Tensor, episode: Tensor) -> None:
         """Start new episodes in some networks; the others go on untouched.
@@ -207,6 +221,20 @@ class World:
         # UPLOADING, PREFILLING and DECODING follow each other; IDLE is 0.
         is_sent = now.upload_bits <= 0
         phase = int(Phase.UPLOADING) + is_sent.long() + (is_sent & (now.kv_tokens >= context))
+        return self._describe(
+            phase=phase * now.active,
+            task=task,
+            age_s=(self.time_s()[:, None] - request["arrival_s"]) * active,
+            waiting_requests=now.arrived - now.finished - active,
+            prompt_tokens=request["prompt_tokens"],
+            expected_remaining_tokens=self.lengths.expected_remaining_tokens(now.tokens, task),
+            acceptance=(prior * mean + now.accepted) / (prior + now.tested),
+            kv_free_tokens=self._capacity - held_tokens(now, self._claim_tokens, self.num_servers),
+        )
+
+    def _describe(self, **worked_out: Tensor) -> NetworkState:
+        """Add to what was worked out of the progress whatever else controllers know."""
+        now = self.progress
         reach = self.channel.known_reachable(self.world, now.slot)
         down = soon = None
         if self.config.outages is not None:
@@ -216,19 +244,12 @@ class World:
             time_s=self.time_s(),
             gain=self.gain(true=False),
             reachable=reach,
-            phase=phase * now.active,
-            task=task,
-            age_s=(self.time_s()[:, None] - request["arrival_s"]) * active,
-            waiting_requests=now.arrived - now.finished - active,
-            prompt_tokens=request["prompt_tokens"],
             upload_bits=now.upload_bits,
             tokens_so_far=now.tokens,
-            expected_remaining_tokens=self.lengths.expected_remaining_tokens(now.tokens, task),
-            acceptance=(prior * mean + now.accepted) / (prior + now.tested),
             server=now.server,
             kv_tokens=now.kv_tokens,
             position_m=self.position_m(),
-            kv_free_tokens=self._capacity - held_tokens(now, self._claim_tokens, self.num_servers),
+            **worked_out,
             **{k: v for k, v in self._believed.items() if k != "kv_capacity_tokens"},
             battery_j=now.battery_j,
             is_down=down,
@@ -249,6 +270,8 @@ class World:
         Args:
             decision: servers of devices without a request may be anything in range.
         """
+        if self._native is not None and decision.mode is None:
+            return self._step_native(self._native, decision)
         now, request, slot_s = self.progress, self._request(), self.config.slot_s
         rates = self._rates(decision)
         state = self._true_state(rates)
@@ -298,6 +321,21 @@ class World:
             penalty_s = failed.sum(1) * self.config.batteries.failure_s
             outcome = replace(outcome, alive_s=outcome.alive_s + penalty_s, failed=failed)
         return replace(outcome, drained=ended, kv_freed_tokens=freed)
+
+    def _step_native(self, native: NativeSlot, decision: Decision) -> SlotOutcome:
+        """Play one slot with compiled code, which also describes the networks after it."""
+        now = self.progress
+        slot = native(
+            now,
+            self._request(),
+            decision,
+            self.channel.true_rows(self.world, now.slot),
+            self.requests,
+            (self.arrivals, self.waiting_s),
+        )
+        self.progress, self._current = slot.progress, slot.request
+        self._known = self._describe(**slot.known)
+        return slot.outcome
 
     def offered_work_s(self, decision: Decision) -> Tensor:
         """Compute the prefill and marginal token work of the coming slot, (B, E) seconds.
