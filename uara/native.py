@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 from uara.errors import UserError
 
 _FLAGS = ("-std=c11", "-O3", "-march=native", "-ffast-math", "-fopenmp-simd", "-fPIC")
@@ -47,6 +49,11 @@ def load_library(source: Path) -> ctypes.CDLL:
         # Linked with -ffast-math, a library would change how the whole process rounds.
         _run(program, "-shared", str(binary), "-o", str(shared), "-lm")
         return ctypes.CDLL(str(shared))
+
+
+def pointers(tensors: tuple[Tensor, ...]) -> ctypes.Array[ctypes.c_void_p]:
+    """List where contiguous tensors begin: a C struct of pointers in the same order."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 def _run(*command: str) -> None:

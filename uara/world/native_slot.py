@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uara.native import load_library
+from uara.native import load_library, pointers
 from uara.network import Decision, SlotOutcome
 from uara.prediction import MIN_RATE_BPS, Physics
 from uara.serving.modes import MODES
@@ -167,10 +167,10 @@ class NativeSlot:
         floats = self.library.scratch_floats(ctypes.c_int64(devices), ctypes.c_int64(servers))
         scratch = torch.empty(floats)
         self.library.play_slot(
-            _pointers(inputs),
+            pointers(inputs),
             ctypes.byref(self.constants),
             *(ctypes.c_int64(size) for size in sizes),
-            _pointers(out.tensors()),
+            pointers(out.tensors()),
             ctypes.c_void_p(scratch.data_ptr()),
         )
         return out.to_step()
@@ -276,10 +276,6 @@ _IN_REQUEST = (
 _IN_KNOWN = (
     "phase", "task", "age_s", "waiting_requests", "prompt_tokens", "expected_remaining_tokens",
 )  # fmt: skip
-
-
-def _pointers(tensors: tuple[Tensor, ...]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _constants(config: WorldConfig, physics: Physics) -> _Constants:
