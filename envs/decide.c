@@ -5,6 +5,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "native_math.h"
+
 typedef struct {
     /* action, (B, M) */
     const int64_t *server;
@@ -46,7 +48,7 @@ void decide(const Inputs *in, int64_t B, int64_t M, int64_t E, float weight_span
         uint8_t *restrict illegal = out->illegal + first;
 #pragma omp simd
         for (int64_t m = 0; m < M; m++) {
-            const float weight = expf(weight_span * (2.0f * unit(share[m]) - 1.0f));
+            const float weight = exp_of(weight_span * (2.0f * unit(share[m]) - 1.0f));
             hertz[m] = phase[m] != 0 ? weight : 0.0f;
             watt[m] = unit(level[m]) * limit[m];
             const int64_t asked = length[m] < 0 ? 0 : length[m];

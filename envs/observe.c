@@ -8,6 +8,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "native_math.h"
+
 #define LANES 16
 #define NUM_FEATURES 10
 #define DEVICE_FEATURES 13
@@ -88,7 +90,7 @@ static void device_rows(const Inputs *in, const Outputs *out, int64_t b, int64_t
         row[3 * plane + m] = now == PREFILLING ? 1.0f : 0.0f;
         row[4 * plane + m] = now == DECODING ? 1.0f : 0.0f;
         row[5 * plane + m] = clampf(remaining[m] * 0.01f, 0.0f, 10.0f) * active;
-        row[6 * plane + m] = clampf(log1pf(bits[m] * 1e-6f), 0.0f, 8.0f) * active;
+        row[6 * plane + m] = clampf(log1p_of(bits[m] * 1e-6f), 0.0f, 8.0f) * active;
         row[7 * plane + m] = clampf(prompt[m] * 1e-3f, 0.0f, 20.0f) * active;
         row[8 * plane + m] = clampf(tokens[m] * 0.01f, 0.0f, 10.0f) * active;
         row[9 * plane + m] = clampf(acceptance[m], 0.0f, 1.0f) * active;
@@ -111,7 +113,7 @@ static void server_rows(const Inputs *in, const Outputs *out, int64_t b, int64_t
         row[plane + e] = clampf(token * (512.0f / 0.15f), 0.0f, 10.0f);
         row[2 * plane + e] = clampf(load[e] * 0.2f, 0.0f, 20.0f);
         row[3 * plane + e] = clampf(load[E + e] * 0.2f, 0.0f, 20.0f);
-        row[4 * plane + e] = clampf(log1pf(load[3 * E + e] * token) * (1.0f / 3.0f), 0.0f, 4.0f);
+        row[4 * plane + e] = clampf(log1p_of(load[3 * E + e] * token) * (1.0f / 3.0f), 0.0f, 4.0f);
         row[5 * plane + e] = clampf(in->foreign_rows[s] * 0.125f, 0.0f, 20.0f);
         row[6 * plane + e] = clampf(free_tokens / (capacity < 1.0f ? 1.0f : capacity), 0.0f, 1.0f);
         row[7 * plane + e] = clampf(in->uplink_hz[s] * 1e-6f, 0.0f, 100.0f);
@@ -152,9 +154,9 @@ static void pair_rows(const Inputs *in, const Constants *c, int64_t b, int64_t M
     }
 #pragma omp simd
     for (int64_t m = 0; m < width; m++) {
-        const float a = alpha[m], log_a = logf(a < 1e-30f ? 1e-30f : a);
+        const float a = alpha[m], log_a = log_of(a < 1e-30f ? 1e-30f : a);
         const float exponent = c->draft_length * log_a;
-        const float survives = expf(exponent < -80.0f ? -80.0f : exponent);
+        const float survives = exp_of(exponent);
         const float rest = 1.0f - a < 1e-6f ? 1e-6f : 1.0f - a;
         const float gone = 1.0f - survives * a;
         /* arXiv 2211.17192 eq. 1 and its limit; without drafts one token. */
@@ -211,9 +213,9 @@ static void pair_rows(const Inputs *in, const Constants *c, int64_t b, int64_t M
             const float idle = idle_join + is_here * (idle_stay - idle_join);
             const float others = joining - is_here, sharers = others + 1.0f;
             const float up_hz = band_up / sharers;
-            float up = log1pf(g * power[m] / up_hz) * 1.44269504f;
+            float up = log1p_of(g * power[m] / up_hz) * 1.44269504f;
             up = up > c->efficiency_max ? c->efficiency_max : up;
-            float dn = log1pf(g * down) * 1.44269504f;
+            float dn = log1p_of(g * down) * 1.44269504f;
             dn = dn > c->efficiency_max ? c->efficiency_max : dn;
             float up_bps = up_hz * up, dn_bps = band_down / sharers * dn;
             up_bps = up_bps < c->rate_min ? c->rate_min : up_bps;
@@ -236,14 +238,14 @@ static void pair_rows(const Inputs *in, const Constants *c, int64_t b, int64_t M
             const float blocked = all_s + reach[m];
             best[m] = blocked < best[m] ? blocked : best[m];
             total_s[m] = all_s;
-            gain[m] = clampf((10.0f * 0.434294482f * logf(g > 1e-30f ? g : 1e-30f) + 100.0f) * 0.05f,
+            gain[m] = clampf((10.0f * 0.434294482f * log_of(g > 1e-30f ? g : 1e-30f) + 100.0f) * 0.05f,
                              -5.0f, 5.0f);
             efficiency[m] = clampf(up * 0.2f, 0.0f, 4.0f);
             holds[m] = clampf(hold * 1e-3f, 0.0f, 20.0f);
-            upload_s[m] = clampf(logf(1.0f + up_s) * weight[m], 0.0f, 4.0f);
-            prefill_s[m] = clampf(logf(1.0f + pre_s) * weight[m], 0.0f, 4.0f);
-            tpot[m] = clampf(logf(1.0f + 10.0f * tpot_s) * weight[m], 0.0f, 4.0f);
-            reach[m] = clampf(logf(1.0f + others * lacking * token) * weight[m], 0.0f, 4.0f);
+            upload_s[m] = clampf(log_of(1.0f + up_s) * weight[m], 0.0f, 4.0f);
+            prefill_s[m] = clampf(log_of(1.0f + pre_s) * weight[m], 0.0f, 4.0f);
+            tpot[m] = clampf(log_of(1.0f + 10.0f * tpot_s) * weight[m], 0.0f, 4.0f);
+            reach[m] = clampf(log_of(1.0f + others * lacking * token) * weight[m], 0.0f, 4.0f);
         }
     }
     for (int64_t e = 0; e < E; e++) {
@@ -253,8 +255,8 @@ static void pair_rows(const Inputs *in, const Constants *c, int64_t b, int64_t M
         for (int64_t m = 0; m < width; m++) {
             const float all_s = total_s[m];
             const float beyond = all_s > best[m] ? all_s - best[m] : 0.0f;
-            regret[m] = clampf(logf(1.0f + beyond) * weight[m], 0.0f, 4.0f);
-            total_s[m] = clampf(logf(1.0f + all_s) * weight[m], 0.0f, 4.0f);
+            regret[m] = clampf(log_of(1.0f + beyond) * weight[m], 0.0f, 4.0f);
+            total_s[m] = clampf(log_of(1.0f + all_s) * weight[m], 0.0f, 4.0f);
         }
     }
     for (int64_t f = 0; f < NUM_FEATURES; f++)

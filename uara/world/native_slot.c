@@ -9,9 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "native_math.h"
+
 #define LANES 16
 #define LARGE 1e30f /* beyond it a time to the first token is infinite */
-#define LOWEST -80.0f /* below it a vector of exponentials falls back to slow scalar ones */
 
 typedef struct {
     float uplink_noise;   /* W/Hz times the SNR gap */
@@ -251,7 +252,7 @@ static void find_work(const Network *n) {
         queues[m] = lacking > 0.0f ? sent : 0.0f;
 
         const float g = gamma[m], a = alpha[m];
-        const float survives = expf(at_least(g * logf(at_least(a, 1e-30f)), LOWEST));
+        const float survives = exp_of(g * log_of(at_least(a, 1e-30f)));
         const float drafted = g > 0.0f ? 1.0f : 0.0f;
         const float geometric =
             a > 1.0f - 1e-5f ? g + 1.0f : (1.0f - survives * a) / at_least(1.0f - a, 1e-6f);
@@ -264,12 +265,12 @@ static void find_work(const Network *n) {
         draft_bits[m] = drafted * (c->draft_base_bits + 8.0f * fields);
 
         float up_efficiency =
-            log1pf(gain[m] * watt[m] / (c->uplink_noise * at_least(hertz[m], 1e-3f))) * 1.44269504f;
+            log1p_of(gain[m] * watt[m] / (c->uplink_noise * at_least(hertz[m], 1e-3f))) * 1.44269504f;
         up_efficiency = at_most(up_efficiency, c->efficiency_max);
         up[m] = at_least(hertz[m] * up_efficiency, c->rate_min);
         const float share = 1.0f / at_least(users[s], 1.0f), hz = down_hz[s] * share;
         float down_efficiency =
-            log1pf(gain[m] * (down_w[s] * share) / (c->downlink_noise * at_least(hz, 1e-3f))) *
+            log1p_of(gain[m] * (down_w[s] * share) / (c->downlink_noise * at_least(hz, 1e-3f))) *
             1.44269504f;
         down_efficiency = at_most(down_efficiency, c->efficiency_max);
         const float down = at_least(hz * down_efficiency, c->rate_min);
@@ -313,7 +314,7 @@ static void solve_batching(const Network *n) {
         alone[m] = pass[m] = base[s] + own[m];
         wait[m] = 0.0f;
         presence[m] = decodes[m] * pass[m] / (think[m] + pass[m]);
-        log_idle[m] = logf(1.0f - at_most(presence[m], 1.0f - 1e-6f));
+        log_idle[m] = log_of(1.0f - at_most(presence[m], 1.0f - 1e-6f));
         work[m] = presence[m] * own[m];
     }
     for (int turn = 0; turn < (int)c->iterations; turn++) {
@@ -322,7 +323,7 @@ static void solve_batching(const Network *n) {
 #pragma omp simd
         for (int64_t m = 0; m < width; m++) {
             const int32_t s = server[m];
-            const float busy = 1.0f - free_idle[s] * expf(at_least(sum_log[s] - log_idle[m], LOWEST));
+            const float busy = 1.0f - free_idle[s] * exp_of(sum_log[s] - log_idle[m]);
             const float pass_s = alone[m] + (sum_work[s] - work[m]);
             const float z = think[m] / pass_s + 0.75f;
             const float residual = 0.25f + fabsf(z - truncf(z) - 0.5f);
@@ -333,13 +334,13 @@ static void solve_batching(const Network *n) {
             wait[m] = wait_s;
             round[m] = cycle;
             presence[m] = decodes[m] * pass_s / cycle;
-            log_idle[m] = logf(1.0f - at_most(presence[m], 1.0f - 1e-6f));
+            log_idle[m] = log_of(1.0f - at_most(presence[m], 1.0f - 1e-6f));
             work[m] = presence[m] * own[m];
         }
     }
     sum_by_server(log_idle, server, width, E, sum_log);
     for (int64_t e = 0; e < E; e++) {
-        busy_share[e] = 1.0f - free_idle[e] * expf(at_least(sum_log[e], LOWEST));
+        busy_share[e] = 1.0f - free_idle[e] * exp_of(sum_log[e]);
         server_rate[e] = c->chunk_tokens / (chunk[e] + busy_share[e] * in->fixed[s0 + e]);
     }
 #pragma omp simd
@@ -493,7 +494,7 @@ static void admit(const Network *n, const Outputs *out, int64_t B) {
         const float scale = at_least(mean[k] - low[k], 1e-6f);
         const float past = at_least(tokens[m] - low[k], 0.0f);
         const float tail =
-            scale * (1.0f - expf(at_least(-at_least(high[k] - low[k] - past, 0.0f) / scale, LOWEST)));
+            scale * (1.0f - exp_of(-at_least(high[k] - low[k] - past, 0.0f) / scale));
         left[m] = at_least(at_least(low[k] - tokens[m], 0.0f) + tail, 1.0f);
         estimate[m] = (c->prior_tokens * known[k] + accepted[m]) / (c->prior_tokens + tested[m]);
         age[m] = (time_s - since[m]) * active[m];
