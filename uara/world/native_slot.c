@@ -12,6 +12,7 @@
 #include "native_math.h"
 
 #define LANES 16
+#define WAYS 4 /* divides LANES */
 #define LARGE 1e30f /* beyond it a time to the first token is infinite */
 
 typedef struct {
@@ -135,7 +136,10 @@ enum {
     IS_ACTIVE,
     DEVICE_ROWS
 };
-enum { USERS, QUEUE, BASE, SUM_LOG, SUM_WORK, IDLE_FREE, CHUNK, RATE, BUSY_SHARE, SERVER_ROWS };
+enum {
+    USERS, QUEUE, BASE, SUM_LOG, SUM_WORK, IDLE_FREE, CHUNK, RATE, BUSY_SHARE, PARTIAL,
+    SERVER_ROWS = PARTIAL + 2 * WAYS
+};
 
 static inline float field_bytes(float content) {
     return content + 2.0f + (content > 255.0f ? 1.0f : 0.0f) + (content > 65535.0f ? 2.0f : 0.0f);
@@ -144,14 +148,28 @@ static inline float field_bytes(float content) {
 static inline float at_least(float x, float low) { return x < low ? low : x; }
 static inline float at_most(float x, float high) { return x > high ? high : x; }
 
-static void sum_by_server(const float *restrict values, const int32_t *restrict server,
-                          int64_t width, int64_t E, float *restrict sums) {
+/* Sum two rows over the devices of each server. Neighbouring devices add to sums of their own, so
+ * that few additions wait for the one before. `partial` is scratch of 2 * WAYS * E floats. */
+static void sum_by_server(const float *restrict first, const float *restrict second,
+                          const int32_t *restrict server, int64_t width, int64_t E,
+                          float *restrict partial, float *restrict first_sums,
+                          float *restrict second_sums) {
+    memset(partial, 0, (size_t)(2 * WAYS * E) * sizeof(float));
+    for (int64_t m = 0; m < width; m += WAYS)
+        for (int way = 0; way < WAYS; way++) {
+            float *restrict at = partial + 2 * (WAYS * (int64_t)server[m + way] + way);
+            at[0] += first[m + way];
+            at[1] += second[m + way];
+        }
     for (int64_t e = 0; e < E; e++) {
-        const int32_t own = (int32_t)e;
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t m = 0; m < width; m++) sum += server[m] == own ? values[m] : 0.0f;
-        sums[e] = sum;
+        const float *restrict at = partial + 2 * WAYS * e;
+        float one = 0.0f, two = 0.0f;
+        for (int way = 0; way < WAYS; way++) {
+            one += at[2 * way];
+            two += at[2 * way + 1];
+        }
+        first_sums[e] = one;
+        second_sums[e] = two;
     }
 }
 
@@ -239,10 +257,8 @@ static void find_work(const Network *n) {
     float *restrict queues = DEVICE(QUEUES);
     float *restrict users = OF_SERVER(USERS);
 
-    sum_by_server(has, server, width, n->E, users);
 #pragma omp simd
     for (int64_t m = 0; m < width; m++) {
-        const int32_t s = server[m];
         context[m] = prompt[m] + so_far[m];
         float lacking = context[m] - (moved[m] > 0.0f ? 0.0f : kv[m]);
         lacking = at_least(lacking, 0.0f);
@@ -250,7 +266,11 @@ static void find_work(const Network *n) {
         const float sent = bits[m] <= 0.0f ? has[m] : 0.0f;
         decodes[m] = lacking <= 0.0f ? sent : 0.0f;
         queues[m] = lacking > 0.0f ? sent : 0.0f;
-
+    }
+    sum_by_server(has, queues, server, width, n->E, OF_SERVER(PARTIAL), users, OF_SERVER(QUEUE));
+#pragma omp simd
+    for (int64_t m = 0; m < width; m++) {
+        const int32_t s = server[m];
         const float g = gamma[m], a = alpha[m];
         const float survives = exp_of(g * log_of(at_least(a, 1e-30f)));
         const float drafted = g > 0.0f ? 1.0f : 0.0f;
@@ -278,7 +298,6 @@ static void find_work(const Network *n) {
         think[m] = drafted * (g * draft_time[m] + uplink[m] + verdict_bits[m] / down + rtt[s]);
         own[m] = row[s] + (g + 1.0f) * token[s] + context[m] * cached[s];
     }
-    sum_by_server(queues, server, width, n->E, OF_SERVER(QUEUE));
 }
 
 /* The damped fixed point of uara/serving/batching.py, and what it makes of rounds and prefills. */
@@ -297,6 +316,7 @@ static void solve_batching(const Network *n) {
     float *restrict queue = OF_SERVER(QUEUE), *restrict base = OF_SERVER(BASE);
     float *restrict sum_log = OF_SERVER(SUM_LOG), *restrict sum_work = OF_SERVER(SUM_WORK);
     float *restrict free_idle = OF_SERVER(IDLE_FREE), *restrict chunk = OF_SERVER(CHUNK);
+    float *restrict partial = OF_SERVER(PARTIAL);
     float *restrict server_rate = OF_SERVER(RATE), *restrict busy_share = OF_SERVER(BUSY_SHARE);
 
     for (int64_t e = 0; e < E; e++) {
@@ -318,8 +338,7 @@ static void solve_batching(const Network *n) {
         work[m] = presence[m] * own[m];
     }
     for (int turn = 0; turn < (int)c->iterations; turn++) {
-        sum_by_server(log_idle, server, width, E, sum_log);
-        sum_by_server(work, server, width, E, sum_work);
+        sum_by_server(log_idle, work, server, width, E, partial, sum_log, sum_work);
 #pragma omp simd
         for (int64_t m = 0; m < width; m++) {
             const int32_t s = server[m];
@@ -338,7 +357,7 @@ static void solve_batching(const Network *n) {
             work[m] = presence[m] * own[m];
         }
     }
-    sum_by_server(log_idle, server, width, E, sum_log);
+    sum_by_server(log_idle, work, server, width, E, partial, sum_log, sum_work);
     for (int64_t e = 0; e < E; e++) {
         busy_share[e] = 1.0f - free_idle[e] * exp_of(sum_log[e]);
         server_rate[e] = c->chunk_tokens / (chunk[e] + busy_share[e] * in->fixed[s0 + e]);
@@ -525,8 +544,8 @@ static void store(const Network *n, const Outputs *out, int64_t B) {
     for (int64_t m = 0; m < M; m++) handover[m] = moved[m] > 0.0f && kv[m] > 0.0f;
     /* A request that started holds nothing yet, so that its new server does not matter. */
     float *restrict held = OF_SERVER(SUM_LOG), *restrict work = OF_SERVER(SUM_WORK);
-    sum_by_server(DEVICE(NEXT + KV_TOKENS), n->chosen, n->width, E, held);
-    sum_by_server(DEVICE(PREFILL_WORK), n->chosen, n->width, E, work);
+    sum_by_server(DEVICE(NEXT + KV_TOKENS), DEVICE(PREFILL_WORK), n->chosen, n->width, E,
+                  OF_SERVER(PARTIAL), held, work);
     const float *restrict busy = OF_SERVER(BUSY_SHARE);
     for (int64_t e = 0; e < E; e++) {
         out->kv_free[s0 + e] = in->capacity[s0 + e] - held[e];
