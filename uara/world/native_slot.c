@@ -569,7 +569,7 @@ static float alive_s(const Network *n) {
     return present * n->c->slot_s - gone + (slot < n->T ? n->in->waiting[n->b * n->T + slot] : 0.0f);
 }
 
-/* `work` is scratch of scratch_floats(M, E) floats. */
+/* Scratch that play_slot needs as `work`. */
 int64_t scratch_floats(int64_t M, int64_t E) {
     const int64_t width = (M + LANES - 1) / LANES * LANES;
     return (DEVICE_ROWS + 2) * width + SERVER_ROWS * E;

@@ -114,9 +114,8 @@ class World:
             UserError: if there is no C compiler.
         """
         if knows_world(self.config, self.physics):
-            constants, lengths = self._constants, self.lengths
-            means = self.acceptance_mean
-            self._native = NativeSlot.of(self.config, self.physics, constants, lengths, means)
+            given = (self._constants, self.lengths, self.acceptance_mean)
+            self._native = NativeSlot.of(self.config, self.physics, *given)
         return self._native is not None
 
     def reset(self, mask: Tensor, world: Tensor, episode: Tensor) -> None:
@@ -324,15 +323,9 @@ class World:
 
     def _step_native(self, native: NativeSlot, decision: Decision) -> SlotOutcome:
         """Play one slot with compiled code, which also describes the networks after it."""
-        now = self.progress
-        slot = native(
-            now,
-            self._request(),
-            decision,
-            self.channel.true_rows(self.world, now.slot),
-            self.requests,
-            (self.arrivals, self.waiting_s),
-        )
+        now, arrivals = self.progress, (self.arrivals, self.waiting_s)
+        gain = self.channel.true_rows(self.world, now.slot)
+        slot = native(now, self._request(), decision, gain, self.requests, arrivals)
         self.progress, self._current = slot.progress, slot.request
         self._known = self._describe(**slot.known)
         return slot.outcome
@@ -447,7 +440,7 @@ class World:
         now.ttft_s = played.ttft_s.masked_fill(~goes_on, torch.inf)
         now.finished = now.finished + played.is_finished
         now.arrived = now.arrived + self._arrivals_now()
-        failed = self._fail_dead(drained)
+        failed = None if drained is None else now.drain(drained.spent_j)
         now.slot = now.slot + 1
         starts = ~goes_on & (now.arrived > now.finished)
         now.active = goes_on | starts
@@ -495,17 +488,6 @@ class World:
             return ()
         horizon_s = (self.config.horizon_slots + self.config.drain_slots) * self.config.slot_s
         return draw_outages(episode, self.num_servers, horizon_s, self.config.outages)
-
-    def _fail_dead(self, drained: Drain | None) -> Tensor | None:
-        """Drain the batteries; requests of devices that are dead end unanswered, (B, M)."""
-        now = self.progress
-        if drained is None or now.battery_j is None:
-            return None
-        now.battery_j = now.battery_j - drained.spent_j
-        is_dead = now.battery_j <= 0
-        failed = (now.arrived - now.finished) * is_dead
-        now.finished = now.finished + failed.long()
-        return failed
 
     def _request(self) -> dict[str, Tensor]:
         """Look up the current request of each device, (B, M) each; zeros where there is none."""
