@@ -65,7 +65,7 @@ class NativeDecider:
         assert bandwidth is not None, "a learned bandwidth is missing"
         assert power is not None, "a learned power is missing"
         assert length is not None, "a learned draft length is missing"
-        inputs = (
+        found = (
             server.long(), bandwidth.float(), power.float(), length.long(), state.gain,
             state.reachable, state.phase, state.power_max_w, state.uplink_bandwidth_hz,
         )  # fmt: skip
@@ -77,7 +77,7 @@ class NativeDecider:
         )
         illegal = torch.empty(server.shape, dtype=torch.bool)
         scratch = torch.empty(state.num_servers)
-        inputs = tuple(tensor.contiguous() for tensor in inputs)
+        inputs = tuple(tensor.contiguous() for tensor in found)
         outputs = (
             decision.server, decision.bandwidth_hz, decision.power_w, decision.draft_length, illegal
         )  # fmt: skip
