@@ -40,7 +40,7 @@ from uara.world.config import WorldConfig
 from uara.world.world import World
 
 THREADS = 1
-SIZES = ((30, 4), (30, 13))  # devices, servers; the second is that of the peer
+SIZES = ((30, 4), (30, 13), (180, 20))  # devices, servers; the second is that of the peer
 BATCH_SIZES = (1, 256, 512, 1024, 2048)
 WORLDS = 16
 PEER_ENVIRONMENT = "mobile-large-central-v0"
@@ -103,7 +103,7 @@ def make_recipe(num_devices: int, num_servers: int, *, native: bool) -> EnvRecip
     Args:
         num_devices: M.
         num_servers: E; the racks in turn.
-        native: observe with compiled code.
+        native: step and observe with compiled code.
     """
     racks = list(RACKS)
     config = WorldConfig(servers=tuple(racks[i % len(racks)] for i in range(num_servers)))
@@ -145,11 +145,11 @@ def steps_per_s(env: BatchedEnv, repeats: int) -> float:
 
 
 def measure(num_devices: int, num_servers: int, repeats: int) -> list[Row]:
-    """Time both forms of observation; return the best batch size of each and the batch of one."""
+    """Time compiled code and torch; return the best batch size of each and the batch of one."""
     best = []
     for native in (True, False) if compiler() else (False,):
         recipe = make_recipe(num_devices, num_servers, native=native)
-        name = "uara, native observations" if native else "uara"
+        name = "uara, native" if native else "uara"
         rows = []
         for batch in BATCH_SIZES:
             speed = steps_per_s(recipe.batched(batch, seed=0), repeats)

@@ -130,7 +130,7 @@ def to_decision(
         UserError: if the action lacks a learned head, brings one that a rule decides, or if the
             rule "random" has no generator.
     """
-    _check_heads(action, control)
+    check_heads(action, control)
     server = _server(action, state, control, physics, generator)
     if control.draft_length == "argmin":
         length = fixed(state, min(control.search_length, physics.config.max_draft_length))
@@ -155,8 +155,12 @@ def to_decision(
     )
 
 
-def _check_heads(action: Action, control: ControlConfig) -> None:
-    """Refuse an action whose heads are not those of the configuration."""
+def check_heads(action: Action, control: ControlConfig) -> None:
+    """Refuse an action whose heads are not those of the configuration.
+
+    Raises:
+        UserError: if it lacks a learned head or brings one that a rule decides.
+    """
     heads: tuple[Head, ...] = ("server", "bandwidth", "power", "draft_length")
     given = tuple(head for head in heads if getattr(action, head) is not None)
     if given != control.learned:

@@ -20,6 +20,7 @@ from pydantic import (
 from torch import Tensor
 
 from envs.action import Action, ControlConfig, illegal_server, to_decision
+from envs.native_decision import NativeDecider, knows_control
 from envs.native_observation import NativeObserver
 from envs.observation import Observation, observe
 from uara.errors import UserError
@@ -96,8 +97,8 @@ class BatchedEnv:
             seed: of worlds and requests of the episodes.
             drain: play until all requests are finished.
             auto_reset: start a new episode in `step` where one ended; else the caller resets.
-            native: observe with compiled code, which equals torch to rounding and is faster for
-                many pairs.
+            native: observe, and where it knows world and control also step and decide, with
+                compiled code, which equals torch to rounding and is faster.
 
         Raises:
             UserError: if the split holds no worlds, if batteries are weighted and there are none,
@@ -125,6 +126,12 @@ class BatchedEnv:
         self.normaliser_s = reward.normaliser_s or config.slot_s * world.num_devices
         self.last_slot = config.horizon_slots + (config.drain_slots if drain else 0)
         self._native = NativeObserver.of(world.physics) if native else None
+        self._decider: NativeDecider | None = None
+        if native:
+            world.compile()
+            if knows_control(control):
+                longest = world.physics.config.max_draft_length
+                self._decider = NativeDecider.of(control, longest)
         self.state: NetworkState = world.state()
 
     @property
@@ -156,8 +163,7 @@ class BatchedEnv:
         Raises:
             UserError: if the action's heads are not those that the control config learns.
         """
-        state, physics = self.state, self.world.physics
-        decision = to_decision(action, state, self.control, physics, self.generator)
+        decision, illegal = self._decide(action)
         outcome = self.world.step(decision)
         is_over = self.world.progress.slot >= self.last_slot
         terminated = outcome.drained & self.drain
@@ -172,7 +178,7 @@ class BatchedEnv:
             truncated=truncated,
             outcome=outcome,
             decision=decision,
-            illegal=illegal_server(action, state),
+            illegal=illegal,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,6 +190,14 @@ class BatchedEnv:
         self.generator.set_state(state["generator"])
         self.world.load_state_dict(state["world"])
         return self._observe()
+
+    def _decide(self, action: Action) -> tuple[Decision, Tensor]:
+        """Complete an action; tell which choices of a server were illegal, (B, M) bool."""
+        if self._decider is not None:
+            return self._decider(action, self.state)
+        physics = self.world.physics
+        decision = to_decision(action, self.state, self.control, physics, self.generator)
+        return decision, illegal_server(action, self.state)
 
     def _observe(self) -> Observation:
         self.state = self.world.state()

@@ -10,9 +10,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 from uara.errors import UserError
 
 _FLAGS = ("-std=c11", "-O3", "-march=native", "-ffast-math", "-fopenmp-simd", "-fPIC")
+_HEADERS = Path(__file__).parent
 _X86_FLAGS = ("-mprefer-vector-width=512",)
 
 
@@ -43,10 +46,15 @@ def load_library(source: Path) -> ctypes.CDLL:
     flags = _FLAGS + (_X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ())
     with tempfile.TemporaryDirectory(prefix="uara-native-") as folder:
         binary, shared = Path(folder) / f"{source.stem}.o", Path(folder) / f"{source.stem}.so"
-        _run(program, *flags, "-c", str(source), "-o", str(binary))
+        _run(program, *flags, f"-I{_HEADERS}", "-c", str(source), "-o", str(binary))
         # Linked with -ffast-math, a library would change how the whole process rounds.
         _run(program, "-shared", str(binary), "-o", str(shared), "-lm")
         return ctypes.CDLL(str(shared))
+
+
+def pointers(tensors: tuple[Tensor, ...]) -> ctypes.Array[ctypes.c_void_p]:
+    """List where contiguous tensors begin: a C struct of pointers in the same order."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 def _run(*command: str) -> None:

@@ -37,6 +37,10 @@ class ChannelReplay:
         """Return the gains of the slot, (B, M, E); world and slot are (B,) long."""
         return look_up(self._gain, world, self._bank_slot(slot))
 
+    def true_rows(self, world: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all gains (W T, M, E) and each network's row in them, (B,) long."""
+        return self._gain.flatten(0, 1), world * self._gain.shape[1] + self._bank_slot(slot)
+
     def known_gain(self, world: Tensor, slot: Tensor) -> Tensor:
         """Return the filtered gains that are known by now, (B, M, E)."""
         return look_up(self._known, world, self._known_slot(slot))

@@ -87,6 +87,18 @@ class Progress:
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: values for name, values in found.items() if values is not None}
 
+    def drain(self, spent_j: Tensor) -> Tensor:
+        """Take joules from the batteries; requests of devices that are dead end unanswered, (B, M).
+
+        Args:
+            spent_j: (B, M).
+        """
+        assert self.battery_j is not None, "no batteries"
+        self.battery_j = self.battery_j - spent_j
+        failed = (self.arrived - self.finished) * (self.battery_j <= 0)
+        self.finished = self.finished + failed.long()
+        return failed
+
     def leave_cache(self, is_finished: Tensor, kv_tokens: Tensor, server: Tensor) -> None:
         """Leave what finished requests (B, M) bool hold at their servers, for the next turn."""
         assert self.cache_tokens is not None, "no conversations"

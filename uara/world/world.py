@@ -37,6 +37,7 @@ from uara.world.config import (
     reachable,
 )
 from uara.world.holding import Holding, carry_memory, held_tokens, hold_back
+from uara.world.native_slot import NativeSlot, knows_world
 from uara.world.outages import draw_outages, outages_at, reachable_in_outage
 from uara.world.progress import Progress
 from uara.world.requests import AnswerLengths, RequestTable, block_tokens, draw_requests
@@ -104,6 +105,18 @@ class World:
         )
         self._current: dict[str, Tensor] | None = None
         self._known: NetworkState | None = None
+        self._native: NativeSlot | None = None
+
+    def compile(self) -> bool:
+        """Play slots with compiled code from now on, where it knows this world; tell whether.
+
+        Raises:
+            UserError: if there is no C compiler.
+        """
+        if knows_world(self.config, self.physics):
+            given = (self._constants, self.lengths, self.acceptance_mean)
+            self._native = NativeSlot.of(self.config, self.physics, *given)
+        return self._native is not None
 
     def reset(self, mask: Tensor, world: Tensor, episode: Tensor) -> None:
         """Start new episodes in some networks; the others go on untouched.
@@ -207,6 +220,20 @@ class World:
         # UPLOADING, PREFILLING and DECODING follow each other; IDLE is 0.
         is_sent = now.upload_bits <= 0
         phase = int(Phase.UPLOADING) + is_sent.long() + (is_sent & (now.kv_tokens >= context))
+        return self._describe(
+            phase=phase * now.active,
+            task=task,
+            age_s=(self.time_s()[:, None] - request["arrival_s"]) * active,
+            waiting_requests=now.arrived - now.finished - active,
+            prompt_tokens=request["prompt_tokens"],
+            expected_remaining_tokens=self.lengths.expected_remaining_tokens(now.tokens, task),
+            acceptance=(prior * mean + now.accepted) / (prior + now.tested),
+            kv_free_tokens=self._capacity - held_tokens(now, self._claim_tokens, self.num_servers),
+        )
+
+    def _describe(self, **worked_out: Tensor) -> NetworkState:
+        """Add to what was worked out of the progress whatever else controllers know."""
+        now = self.progress
         reach = self.channel.known_reachable(self.world, now.slot)
         down = soon = None
         if self.config.outages is not None:
@@ -216,19 +243,12 @@ class World:
             time_s=self.time_s(),
             gain=self.gain(true=False),
             reachable=reach,
-            phase=phase * now.active,
-            task=task,
-            age_s=(self.time_s()[:, None] - request["arrival_s"]) * active,
-            waiting_requests=now.arrived - now.finished - active,
-            prompt_tokens=request["prompt_tokens"],
             upload_bits=now.upload_bits,
             tokens_so_far=now.tokens,
-            expected_remaining_tokens=self.lengths.expected_remaining_tokens(now.tokens, task),
-            acceptance=(prior * mean + now.accepted) / (prior + now.tested),
             server=now.server,
             kv_tokens=now.kv_tokens,
             position_m=self.position_m(),
-            kv_free_tokens=self._capacity - held_tokens(now, self._claim_tokens, self.num_servers),
+            **worked_out,
             **{k: v for k, v in self._believed.items() if k != "kv_capacity_tokens"},
             battery_j=now.battery_j,
             is_down=down,
@@ -249,6 +269,8 @@ class World:
         Args:
             decision: servers of devices without a request may be anything in range.
         """
+        if self._native is not None and decision.mode is None:
+            return self._step_native(self._native, decision)
         now, request, slot_s = self.progress, self._request(), self.config.slot_s
         rates = self._rates(decision)
         state = self._true_state(rates)
@@ -298,6 +320,15 @@ class World:
             penalty_s = failed.sum(1) * self.config.batteries.failure_s
             outcome = replace(outcome, alive_s=outcome.alive_s + penalty_s, failed=failed)
         return replace(outcome, drained=ended, kv_freed_tokens=freed)
+
+    def _step_native(self, native: NativeSlot, decision: Decision) -> SlotOutcome:
+        """Play one slot with compiled code, which also describes the networks after it."""
+        now, arrivals = self.progress, (self.arrivals, self.waiting_s)
+        gain = self.channel.true_rows(self.world, now.slot)
+        slot = native(now, self._request(), decision, gain, self.requests, arrivals)
+        self.progress, self._current = slot.progress, slot.request
+        self._known = self._describe(**slot.known)
+        return slot.outcome
 
     def offered_work_s(self, decision: Decision) -> Tensor:
         """Compute the prefill and marginal token work of the coming slot, (B, E) seconds.
@@ -407,7 +438,7 @@ class World:
         now.ttft_s = played.ttft_s.masked_fill(~goes_on, torch.inf)
         now.finished = now.finished + played.is_finished
         now.arrived = now.arrived + self._arrivals_now()
-        failed = self._fail_dead(drained)
+        failed = None if drained is None else now.drain(drained.spent_j)
         now.slot = now.slot + 1
         starts = ~goes_on & (now.arrived > now.finished)
         now.active = goes_on | starts
@@ -455,17 +486,6 @@ class World:
             return ()
         horizon_s = (self.config.horizon_slots + self.config.drain_slots) * self.config.slot_s
         return draw_outages(episode, self.num_servers, horizon_s, self.config.outages)
-
-    def _fail_dead(self, drained: Drain | None) -> Tensor | None:
-        """Drain the batteries; requests of devices that are dead end unanswered, (B, M)."""
-        now = self.progress
-        if drained is None or now.battery_j is None:
-            return None
-        now.battery_j = now.battery_j - drained.spent_j
-        is_dead = now.battery_j <= 0
-        failed = (now.arrived - now.finished) * is_dead
-        now.finished = now.finished + failed.long()
-        return failed
 
     def _request(self) -> dict[str, Tensor]:
         """Look up the current request of each device, (B, M) each; zeros where there is none."""

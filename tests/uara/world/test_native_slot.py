@@ -1,0 +1,172 @@
+"""Compiled slots: those of torch to rounding, over whole episodes of random decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from uara import native
+from uara.network import Decision, NetworkState
+from uara.prediction import Physics, PhysicsConfig
+from uara.radio.link import LinkConfig
+from uara.serving.modes import MODE_INDEX
+from uara.world.batteries import BatteryConfig
+from uara.world.config import WorldConfig
+from uara.world.memory import MemoryConfig
+from uara.world.native_slot import knows_world
+from uara.world.world import World
+
+MakeWorld = Callable[..., World]
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler here")
+
+
+def reset(world: World, rows: list[bool], seed: int) -> None:
+    """Start episodes in some networks."""
+    keys = torch.arange(world.num_networks) + seed
+    world.reset(torch.tensor(rows), torch.zeros(world.num_networks, dtype=torch.long), keys)
+
+
+def anything(state: NetworkState, draw: torch.Generator) -> Decision:
+    """Decide at random, also for idle devices: handovers, dead links, draft length 0."""
+    shape = state.server.shape
+    moves = (torch.rand(shape, generator=draw) < 0.2) | (state.server < 0)
+    anew = torch.randint(state.num_servers, shape, generator=draw)
+    return Decision(
+        server=torch.where(moves, anew, state.server),
+        bandwidth_hz=4e5 * torch.rand(shape, generator=draw) * (moves | (anew > 0)),
+        power_w=state.power_max_w * torch.rand(shape, generator=draw),
+        draft_length=torch.randint(0, 9, shape, generator=draw),
+    )
+
+
+def records(world: World) -> dict[str, Tensor]:
+    """All that a slot changes: progress, and what controllers know."""
+    state = world.state()
+    known = {f.name: getattr(state, f.name) for f in fields(state)}
+    found = {f"progress.{k}": v for k, v in world.progress.tensors().items()}
+    return found | {f"state.{k}": v for k, v in known.items() if v is not None}
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], where: str) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        # A difference of large numbers is exact to a part of them, not of itself.
+        size = value.float()[torch.isfinite(value)].abs()
+        scale = float(size.max()) if size.numel() else 1.0
+        torch.testing.assert_close(
+            ours[name], value, rtol=1e-4, atol=1e-6 * scale, msg=f"{name}, {where}"
+        )
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("devices", "servers", "mode"),
+    [(5, 3, "sd"), (33, 2, "sd"), (16, 1, "sd"), (7, 3, "server_ar")],
+)
+def test_slots_are_those_of_torch(
+    make_world: MakeWorld, devices: int, servers: int, mode: str
+) -> None:
+    physics = Physics.of(PhysicsConfig.model_validate({"mode": mode}))
+    gain_db = torch.empty(devices, servers).uniform_(
+        -135, -85, generator=torch.Generator().manual_seed(devices)
+    )
+    plain, fast = (
+        make_world(gain_db.tolist(), num=3, physics=physics, arrivals_per_s=0.15) for _ in range(2)
+    )
+    assert fast.compile()
+    reset(plain, [True] * 3, seed=devices)
+    draw = torch.Generator().manual_seed(1)
+    seen = {"finished": 0, "handover": 0, "starts": 0, "drained": 0}
+    for slot in range(60):
+        if slot == 30:
+            reset(plain, [False, True, False], seed=99)
+        fast.load_state_dict(plain.state_dict())
+        before = plain.progress.active
+        decision = anything(plain.state(), draw)
+        theirs, ours = plain.step(decision), fast.step(decision)
+        for field in fields(theirs):
+            value = getattr(theirs, field.name)
+            if value is not None:
+                assert_same(
+                    {field.name: getattr(ours, field.name)}, {field.name: value}, f"slot {slot}"
+                )
+        assert_same(records(fast), records(plain), f"slot {slot}")
+        seen["starts"] += int((plain.progress.active & ~before).sum())
+        for name in ("finished", "handover", "drained"):
+            seen[name] += int(getattr(theirs, name).sum())
+    assert seen["finished"] > 0
+    assert seen["starts"] > 0
+    assert seen["handover"] > 0 or servers == 1
+
+
+@needs_compiler
+def test_requests_carried_along_are_those_of_the_table(make_world: MakeWorld) -> None:
+    world = make_world([[-95.0, -105.0, -112.0]] * 9, num=2, arrivals_per_s=0.3)
+    assert world.compile()
+    reset(world, [True, True], seed=4)
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(60):
+        world.step(anything(world.state(), draw))
+        now, state = world.progress, world.state()
+        current = world.requests.current(now.finished, now.active)
+        assert torch.equal(state.prompt_tokens, current["prompt_tokens"])
+        assert torch.equal(state.task, current["task"])
+        assert ((now.tokens <= current["output_tokens"]) | ~now.active).all()
+    assert now.finished.max() > 0
+
+
+@needs_compiler
+def test_states_handed_out_do_not_change(make_world: MakeWorld) -> None:
+    world = make_world([[-95.0, -105.0, -112.0]] * 9, num=2, arrivals_per_s=0.3)
+    world.compile()
+    reset(world, [True, True], seed=4)
+    draw = torch.Generator().manual_seed(3)
+    world.step(anything(world.state(), draw))
+    handed_out = records(world)
+    copies = {name: value.clone() for name, value in handed_out.items()}
+    for _ in range(5):
+        world.step(anything(world.state(), draw))
+    reset(world, [True, False], seed=7)
+    assert all(torch.equal(handed_out[name], copies[name]) for name in copies)
+    assert any(not torch.equal(records(world)[name], copies[name]) for name in copies)
+
+
+@needs_compiler
+def test_decisions_with_modes_of_their_own_are_played_by_torch(make_world: MakeWorld) -> None:
+    worlds = [make_world([[-95.0, -105.0, -112.0]] * 4, arrivals_per_s=0.3) for _ in range(2)]
+    worlds[1].compile()
+    outcomes = []
+    for world in worlds:
+        reset(world, [True], seed=1)
+        draw, outcome = torch.Generator().manual_seed(5), None
+        for slot in range(30):
+            decision = anything(world.state(), draw)
+            if slot == 29:
+                mode = torch.full_like(decision.server, MODE_INDEX["device_only"])
+                decision = Decision(**{**vars(decision), "mode": mode})
+            outcome = world.step(decision)
+        assert outcome is not None
+        outcomes.append(outcome.tokens)
+    torch.testing.assert_close(*outcomes, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("world", "physics"),
+    [
+        (WorldConfig(), PhysicsConfig(mode="psd")),
+        (WorldConfig(), PhysicsConfig(link=LinkConfig(interference="reuse1"))),
+        (WorldConfig(), PhysicsConfig(link=LinkConfig(adaptation="mcs"))),
+        (WorldConfig(batteries=BatteryConfig()), PhysicsConfig()),
+        (WorldConfig(memory=MemoryConfig(admission=True)), PhysicsConfig()),
+        (WorldConfig(memory=MemoryConfig(handover="transfer")), PhysicsConfig()),
+    ],
+    ids=["mode", "interference", "adaptation", "batteries", "admission", "transfer"],
+)
+def test_worlds_with_more_are_left_to_torch(world: WorldConfig, physics: PhysicsConfig) -> None:
+    assert knows_world(WorldConfig(), Physics.of(PhysicsConfig()))
+    assert not knows_world(world, Physics.of(physics))
