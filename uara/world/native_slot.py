@@ -77,6 +77,7 @@ def knows_world(config: WorldConfig, physics: Physics) -> bool:
     requests, memory = config.requests, config.memory
     return (
         knows_physics(physics)
+        and physics.config.service == "batched"
         and not memory.admission
         and memory.handover == "prefill"
         and config.energy.form == "airtime"

@@ -164,8 +164,9 @@ def test_decisions_with_modes_of_their_own_are_played_by_torch(make_world: MakeW
         (WorldConfig(batteries=BatteryConfig()), PhysicsConfig()),
         (WorldConfig(memory=MemoryConfig(admission=True)), PhysicsConfig()),
         (WorldConfig(memory=MemoryConfig(handover="transfer")), PhysicsConfig()),
+        (WorldConfig(), PhysicsConfig(service="fluid")),
     ],
-    ids=["mode", "interference", "adaptation", "batteries", "admission", "transfer"],
+    ids=["mode", "interference", "adaptation", "batteries", "admission", "transfer", "fluid"],
 )
 def test_worlds_with_more_are_left_to_torch(world: WorldConfig, physics: PhysicsConfig) -> None:
     assert knows_world(WorldConfig(), Physics.of(PhysicsConfig()))
