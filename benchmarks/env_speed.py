@@ -41,7 +41,8 @@ from uara.world.world import World
 
 THREADS = 1
 SIZES = ((30, 4), (30, 13), (180, 20))  # devices, servers; the second is that of the peer
-BATCH_SIZES = (1, 256, 512, 1024, 2048)
+BATCH_SIZES = (1, 64, 128, 256, 512, 1024, 2048)
+PAIRS_MAX = 1_000_000  # larger batches of many pairs only cost time
 WORLDS = 16
 PEER_ENVIRONMENT = "mobile-large-central-v0"
 PEER_PYTHON = Path(".venv-mobile-env/bin/python")
@@ -152,6 +153,8 @@ def measure(num_devices: int, num_servers: int, repeats: int) -> list[Row]:
         name = "uara, native" if native else "uara"
         rows = []
         for batch in BATCH_SIZES:
+            if batch * num_devices * num_servers > PAIRS_MAX:
+                break
             speed = steps_per_s(recipe.batched(batch, seed=0), repeats)
             agents = speed * num_devices
             rows.append(Row(name, num_devices, num_servers, batch, THREADS, speed, agents))
