@@ -34,12 +34,15 @@ from uara.errors import UserError
 from uara.native import compiler
 from uara.prediction import Physics, PhysicsConfig
 from uara.radio.bank import BankConfig, ChannelBank
+from uara.radio.link import LinkConfig
 from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
 from uara.serving.hardware import RACKS
+from uara.world.batteries import BatteryConfig
 from uara.world.config import WorldConfig
 from uara.world.world import World
 
 THREADS = 1
+NAME = "uara"
 SIZES = ((30, 4), (30, 13), (180, 20))  # devices, servers; the second is that of the peer
 BATCH_SIZES = (1, 64, 128, 256, 512, 1024, 2048)
 PAIRS_MAX = 1_000_000  # larger batches of many pairs only cost time
@@ -98,17 +101,26 @@ def synthetic_bank(num_devices: int, num_servers: int) -> ChannelBank:
     )
 
 
-def make_recipe(num_devices: int, num_servers: int, *, native: bool) -> EnvRecipe:
-    """Describe the timed environment: default world and physics on a synthetic bank.
+def make_recipe(
+    num_devices: int, num_servers: int, *, native: bool = False, options: bool = False
+) -> EnvRecipe:
+    """Describe the timed environment on a synthetic bank.
 
     Args:
         num_devices: M.
         num_servers: E; the racks in turn.
         native: step and observe with compiled code.
+        options: one band for all servers, MCS tables, batteries, and gains that are known two slots
+            late, in place of the default world and physics.
     """
     racks = list(RACKS)
-    config = WorldConfig(servers=tuple(racks[i % len(racks)] for i in range(num_servers)))
-    physics = Physics.of(PhysicsConfig())
+    config = WorldConfig(
+        servers=tuple(racks[i % len(racks)] for i in range(num_servers)),
+        batteries=BatteryConfig() if options else None,
+        csi_delay_slots=2 if options else WorldConfig().csi_delay_slots,
+    )
+    link = LinkConfig(interference="reuse1", adaptation="mcs") if options else LinkConfig()
+    physics = Physics.of(PhysicsConfig(link=link))
     rates = {task.name: TaskAcceptance(mean=0.7, std=0.1) for task in config.requests.tasks}
     acceptance = AcceptanceTable("none", 1.0, {physics.codec.rule: rates})
     bank = synthetic_bank(num_devices, num_servers)
@@ -146,11 +158,13 @@ def steps_per_s(env: BatchedEnv, repeats: int) -> float:
 
 
 def measure(num_devices: int, num_servers: int, repeats: int) -> list[Row]:
-    """Time compiled code and torch; return the best batch size of each and the batch of one."""
-    best = []
-    for native in (True, False) if compiler() else (False,):
-        recipe = make_recipe(num_devices, num_servers, native=native)
-        name = "uara, native" if native else "uara"
+    """Time compiled code, torch, and torch with options on; add torch's batch of one."""
+    kinds = {NAME: {}, f"{NAME}, options": {"options": True}}
+    if compiler():
+        kinds = {f"{NAME}, native": {"native": True}} | kinds
+    best, alone = [], []
+    for name, switches in kinds.items():
+        recipe = make_recipe(num_devices, num_servers, **switches)
         rows = []
         for batch in BATCH_SIZES:
             if batch * num_devices * num_servers > PAIRS_MAX:
@@ -159,7 +173,8 @@ def measure(num_devices: int, num_servers: int, repeats: int) -> list[Row]:
             agents = speed * num_devices
             rows.append(Row(name, num_devices, num_servers, batch, THREADS, speed, agents))
         best.append(max(rows, key=lambda row: row.env_steps_per_s))
-    return [*best, rows[0]]
+        alone += [row for row in rows if row.batch == 1 and name == NAME]
+    return [*best, *alone]
 
 
 def measure_peer(python: Path, repeats: int, seconds: float) -> Row:
