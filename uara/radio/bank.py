@@ -314,6 +314,17 @@ class ChannelBank:
                 "build the bank of this config, or change the config"
             )
 
+    def check_has(self, world: int) -> None:
+        """Check that there is a world of this index.
+
+        Raises:
+            UserError: the bank has no such world.
+        """
+        if not 0 <= world < self.config.num_worlds:
+            raise UserError(
+                f"world is {world}: the bank has worlds 0 to {self.config.num_worlds - 1}"
+            )
+
     def save(self, path: Path | str) -> None:
         """Write the bank to an npz file, whole or not at all."""
         path = Path(path)
