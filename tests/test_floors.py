@@ -14,6 +14,7 @@ UARA = [
     ["uara.errors", "uara.files", "uara.native", "uara.network", "uara.shadowing"],
     ["uara.radio"],
     ["uara.serving"],
+    ["uara.rates"],
     ["uara.prediction"],
     ["uara.control"],
     ["uara.world"],

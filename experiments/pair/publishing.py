@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from experiments.pair.acceptance import RULES, WORLD_TASKS, measure_acceptance
-from experiments.pair.stages import write_atomically
+from experiments.runs import write_json, write_text
 from uara.decoding.models import ModelPair, Prompt, load_pair
+from uara.files import whole_file
 
 PAIR_NAME = "uara-stdlib"
 FROZEN_PER_TASK = 24
@@ -50,9 +50,11 @@ def save_pair(
         half.to(torch.float16).save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    write_atomically(out / "tokenizer.json", lambda file: tokenizer.save(str(file)))
+    with whole_file(out / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
     lines = b"".join(msgspec.json.encode(prompt) + b"\n" for prompt in prompts)
-    write_atomically(out / "prompts.jsonl", lambda file: file.write_bytes(lines))
+    with whole_file(out / "prompts.jsonl") as temporary:
+        temporary.write_bytes(lines)
 
 
 def publish(
@@ -101,19 +103,12 @@ def publish(
     }
     write_json(out / "acceptance.json", acceptance)
     write_json(out / "card.json", card)
-    text = card_text(card)
-    write_atomically(out / "card.md", lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(out / "card.md", card_text(card))
 
 
 def count_parameters(model: PreTrainedModel) -> int:
     """Count a model's parameters; a matrix that is used twice counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write an object as indented JSON."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _shares(weights: dict[str, float]) -> str:
