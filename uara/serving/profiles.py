@@ -209,7 +209,7 @@ def _gpt2_phones() -> list[Phone]:
     return phones
 
 
-def _jetson(name: str, model: str, parameters: float, *, draft_ms: float, tokens: int) -> Phone:
+def _jetson(name: str, model: str, parameters: float, *, draft_s: float, tokens: int) -> Phone:
     """Make a drafter of arXiv 2603.19133: a Jetson AGX Orin, 40 W at most by its data sheet.
 
     Its tables print the time of whole drafts; that Llama's has 7 tokens follows from the accepted
@@ -217,9 +217,9 @@ def _jetson(name: str, model: str, parameters: float, *, draft_ms: float, tokens
     """
     return Phone(
         f"jetson-agx-orin-{name}",
-        draft_time_s=draft_ms / 1e3 / tokens,
+        draft_time_s=draft_s / tokens,
         draft_power_w=40.0,
-        source=f"arXiv 2603.19133: {draft_ms} ms for {tokens} draft tokens of {model} on GSM8K",
+        source=f"arXiv 2603.19133: {1e3 * draft_s:.2f} ms for {tokens} draft tokens of {model} on GSM8K",
         battery_wh=MAINS,
         draft_flop_per_token=2 * parameters,
     )
@@ -231,8 +231,8 @@ PAPER_PHONES: dict[str, Phone] = {
         *_gpt2_phones(),
         _llama_node("68m"),
         _llama_node("1.1b"),
-        _jetson("qwen3-0.6b", "Qwen3-0.6B", 0.6e9, draft_ms=97.46, tokens=4),
-        _jetson("llama-3.2-1b", "Llama-3.2-1B", 1.24e9, draft_ms=171.05, tokens=7),
+        _jetson("qwen3-0.6b", "Qwen3-0.6B", 0.6e9, draft_s=97.46e-3, tokens=4),
+        _jetson("llama-3.2-1b", "Llama-3.2-1B", 1.24e9, draft_s=171.05e-3, tokens=7),
     )
 }
 
