@@ -219,7 +219,8 @@ def _jetson(name: str, model: str, parameters: float, *, draft_s: float, tokens:
         f"jetson-agx-orin-{name}",
         draft_time_s=draft_s / tokens,
         draft_power_w=40.0,
-        source=f"arXiv 2603.19133: {1e3 * draft_s:.2f} ms for {tokens} draft tokens of {model} on GSM8K",
+        source=f"arXiv 2603.19133: {1e3 * draft_s:.2f} ms for {tokens} draft tokens of {model} on "
+        "GSM8K",
         battery_wh=MAINS,
         draft_flop_per_token=2 * parameters,
     )
