@@ -11,7 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["uara", "envs", "agents", "experiments"]
 # Bottom up; a module may import from its own line and from those above it in this list.
 UARA = [
-    ["uara.errors", "uara.files", "uara.native", "uara.network", "uara.shadowing"],
+    [
+        *("uara.errors", "uara.files", "uara.native", "uara.network", "uara.shadowing"),
+        "uara.young_fields",
+    ],
     ["uara.radio"],
     ["uara.serving"],
     ["uara.rates"],

@@ -43,6 +43,7 @@ from uara.serving.modes.mixed import comeback, effort, overlaps, per_mode, unles
 from uara.serving.payload import Codec, make_codec
 from uara.serving.prefill import Horizon, pass_times_s, prefill_times, queue_prefill
 from uara.serving.transfer import kv_transfer_s
+from uara.young_fields import dump_without_defaults
 
 
 class PhysicsConfig(BaseModel):
@@ -78,12 +79,7 @@ class PhysicsConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Fields younger than the first stored hashes stay out of them while they change nothing.
-        content: dict[str, Any] = dump(self)
-        for name in ("window", "service"):
-            if content.get(name) == type(self).model_fields[name].default:
-                del content[name]
-        return content
+        return dump_without_defaults(self, dump, ("window", "service"))
 
 
 @dataclass(frozen=True)
