@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,14 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rounded(values: Iterable[float]) -> list[str]:
+    return [f"{value:.3f}" for value in values]
+
+
 def _shares(weights: dict[str, float]) -> str:
     return ", ".join(f"{task} {weight:g}" for task, weight in weights.items())
 
@@ -118,24 +126,20 @@ def _shares(weights: dict[str, float]) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """Render the card for readers; every figure comes from `card.json`."""
     config, corpus = card["config"], card["corpus"]
-    tasks = WORLD_TASKS
-    rows = "\n".join(
-        f"| {rule} | "
-        + " | ".join(f"{card['acceptance'][rule][task]:.3f}" for task in tasks)
-        + " |"
-        for rule in RULES
-    )
+    read = [task for task in WORLD_TASKS if task != "photo"]
+    accepted = {rule: [card["acceptance"][rule][task] for task in WORLD_TASKS] for rule in RULES}
+    rows = "\n".join(_row((rule, *_rounded(rates))) for rule, rates in accepted.items())
     losses = "\n".join(
-        f"| {name} | {card['parameters'][name]:,} | {config[f'{name}_steps']} | "
-        + " | ".join(
-            f"{card['held_out_nats_per_token'][name][task]:.3f}"
-            for task in tasks
-            if task != "photo"
+        _row(
+            (
+                name,
+                f"{card['parameters'][name]:,}",
+                str(config[f"{name}_steps"]),
+                *_rounded(card["held_out_nats_per_token"][name][task] for task in read),
+            )
         )
-        + " |"
         for name in ("target", "draft")
     )
-    tokens = config["step_tokens"]
     return f"""# {card["pair"]}
 
 A small Llama-style draft/target pair for first runs and tests. It writes text in the manner of
@@ -155,13 +159,13 @@ Corpus sha256: `{corpus["sha256"]}`.
 - `chat`: a question on a module, class, function or topic, then the answer from the documentation.
 
 ## Training
-{tokens} tokens per step. The draft begins as the target's first and last layers and learns the
+{config["step_tokens"]} tokens per step. The draft begins as the target's first and last layers and learns the
 target's full law at temperature {card["temperature"]}, on the corpus and on texts that the target
 wrote. Shares in its distillation: {_shares(config["draft_weights"])}. Rounding differs
 between processors and numbers of threads, so a rerun elsewhere gives other weights of like quality.
 Held-out loss in nats per token:
 
-| model | parameters | steps | {" | ".join(task for task in tasks if task != "photo")} |
+| model | parameters | steps | {" | ".join(read)} |
 | --- | --- | --- | --- | --- | --- |
 {losses}
 
@@ -170,7 +174,7 @@ Accepted / tested tokens along the target's own texts from held-out prompts outs
 (`prompts.jsonl`); sampling rules at temperature {card["temperature"]}. Spread between prompts in
 `acceptance.json`.
 
-| rule | {" | ".join(tasks)} |
+| rule | {" | ".join(WORLD_TASKS)} |
 | --- | --- | --- | --- | --- |
 {rows}
 
