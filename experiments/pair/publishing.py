@@ -140,6 +140,7 @@ def card_text(card: dict[str, Any]) -> str:
         )
         for name in ("target", "draft")
     )
+    tokens = config["step_tokens"]
     return f"""# {card["pair"]}
 
 A small Llama-style draft/target pair for first runs and tests. It writes text in the manner of
@@ -159,7 +160,7 @@ Corpus sha256: `{corpus["sha256"]}`.
 - `chat`: a question on a module, class, function or topic, then the answer from the documentation.
 
 ## Training
-{config["step_tokens"]} tokens per step. The draft begins as the target's first and last layers and learns the
+{tokens} tokens per step. The draft begins as the target's first and last layers and learns the
 target's full law at temperature {card["temperature"]}, on the corpus and on texts that the target
 wrote. Shares in its distillation: {_shares(config["draft_weights"])}. Rounding differs
 between processors and numbers of threads, so a rerun elsewhere gives other weights of like quality.
