@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from envs.observation import ObservationSchema, schema
 from uara.errors import UserError
+from uara.files import whole_file
 
 FORMAT = "uara-policy"
 FORMAT_VERSION = 1
@@ -23,9 +23,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
         "schema": schema().to_dict(),
         **content,
     }
-    temporary = path.with_name(path.name + ".partial")
-    torch.save(stamped, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        torch.save(stamped, temporary)
 
 
 def load(path: Path) -> dict[str, Any]:

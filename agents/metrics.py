@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+
+from uara.files import whole_file
 
 STEP = "env_steps"
 
@@ -68,12 +69,13 @@ class MetricsWriter:
 
     def _rewrite(self) -> None:
         """Write all rows anew."""
-        temporary = self.path.with_name(self.path.name + ".partial")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +19,7 @@ from envs.action import ControlConfig, to_decision
 from envs.batched import BatchedEnv
 from envs.observation import observe, schema
 from uara.errors import UserError
+from uara.files import whole_file
 from uara.network import Controller, Decision, NetworkState, SlotOutcome
 from uara.prediction import Physics
 
@@ -137,8 +137,6 @@ class Sb3PpoLearner:
 
     def save_policy(self, path: Path) -> None:
         """Write the model as stable-baselines3 does, with how to use it as one more member."""
-        temporary = path.with_name(path.name + ".partial.zip")
-        self.model.save(temporary)
         described = {
             "control": self.env.control.model_dump(mode="json"),
             "schema": schema().to_dict(),
@@ -147,9 +145,10 @@ class Sb3PpoLearner:
             "max_draft_length": self.env.world.physics.config.max_draft_length,
             "levels": self.config.levels,
         }
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr(_MEMBER, json.dumps(described))
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            self.model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(_MEMBER, json.dumps(described))
 
     def policy_content(self) -> dict[str, Any]:
         """Return nothing: the policy of this learner is its zip file."""

@@ -27,7 +27,7 @@ from uara.errors import UserError
 from uara.network import Decision, NetworkState, SlotOutcome
 from uara.radio.bank import Split
 from uara.world.world import World
-from uara.world.young_fields import dump_without_defaults
+from uara.young_fields import dump_without_defaults
 
 
 class RewardConfig(BaseModel):

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from uara.network import NetworkState, Phase
-from uara.prediction import MIN_RATE_BPS, Physics
+from uara.prediction import Physics
 from uara.radio.interference import (
     downlink_noise_by_pair_w_per_hz,
     mean_density_w_per_hz,
     uplink_noise_by_pair_w_per_hz,
 )
 from uara.radio.link import spectral_efficiency
+from uara.rates import MIN_RATE_BPS
 from uara.serving.batching import sum_by_server
 from uara.serving.modes import MODES, RoundParts, ServingMode
 

@@ -24,7 +24,7 @@ from envs.flat import (
     network_space,
 )
 from envs.observation import Observation
-from envs.picture import draw_state
+from envs.picture import render
 from uara.errors import UserError
 from uara.network import SlotOutcome
 
@@ -164,11 +164,7 @@ class NetworkParallelEnv(ParallelEnv[str, DeviceObservation, DeviceAction]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """Draw the network as an image (H, W, 3) where the render mode asks for it."""
-        return (
-            draw_state(self.env.state, self.env.world.bank.site_position_m)
-            if self.render_mode == "rgb_array"
-            else None
-        )
+        return render(self.env, self.render_mode)
 
     def close(self) -> None:
         """Release nothing: the environment holds no resources."""

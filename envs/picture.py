@@ -6,8 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from envs.batched import BatchedEnv
 from envs.local_prediction import server_load
 from uara.network import NetworkState
+
+
+def render(env: BatchedEnv, mode: str | None) -> NDArray[np.uint8] | None:
+    """Draw the first network of an environment where the render mode asks for an image."""
+    if mode != "rgb_array":
+        return None
+    return draw_state(env.state, env.world.bank.site_position_m)
 
 
 def draw_state(state: NetworkState, site_position_m: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from envs.batched import EnvRecipe
 from envs.flat import Array, FlatActions, FlatStyle, flatten_network, network_space
-from envs.picture import draw_state
+from envs.picture import render
 
 ENV_ID = "uara/Network-v0"
 
@@ -83,11 +83,7 @@ class NetworkEnv(gymnasium.Env[Array, NDArray[Any]]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """Draw the network as an image (H, W, 3) where the render mode asks for it."""
-        return (
-            draw_state(self.env.state, self.env.world.bank.site_position_m)
-            if self.render_mode == "rgb_array"
-            else None
-        )
+        return render(self.env, self.render_mode)
 
 
 if ENV_ID not in gymnasium.registry:

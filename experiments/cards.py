@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from agents.training import best_policy_path
 from experiments.config import PROJECT, ExperimentConfig
 from experiments.evaluation import METRICS, EpisodeRows
 from experiments.runs import provenance, write_json, write_text
+from uara.files import whole_file
 
 SHIPPED = PROJECT / "checkpoints" / "policies"
 OBSERVES = {
@@ -38,12 +38,10 @@ def ship_policy(
         The policy file.
     """
     home = folder / config.name
-    home.mkdir(parents=True, exist_ok=True)
     source = best_policy_path(run_dir, config.learner)
     target = home / source.name
-    temporary = target.with_suffix(".part")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
     card = {
         "policy": target.name,
         "experiment": config.model_dump(mode="json"),

@@ -41,6 +41,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the config")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="write the result to this file")]
+DraftModel = Annotated[str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")]
+TargetModel = Annotated[
+    str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME")
+]
 
 
 class Bar:
@@ -236,12 +240,8 @@ def decode(
     overrides: Overrides = None,
     policy: Annotated[Path | None, typer.Option(help="trained policy")] = None,
     controller: Annotated[list[str] | None, typer.Option(help="rule; repeatable")] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME")
-    ] = None,
+    draft: DraftModel = None,
+    target: TargetModel = None,
     records: Annotated[Path, typer.Option(help="folder of records and timeline")] = Path(
         "runs/decode"
     ),
@@ -257,10 +257,7 @@ def decode(
             task, policy, controller, draft=draft, target=target, folder=records, progress=bar
         )
     console.print(decode_table(rows, task.name))
-    console.print(
-        f"greedy output against the target alone: {check.equal} equal, {check.near_ties} differ "
-        f"first at a near tie, {len(check.unexplained)} unexplained"
-    )
+    console.print(check.sentence())
     console.print(f"records and timeline: {records}")
     rows_json: list[object] = [
         *(row.as_json() for row in rows),
@@ -347,12 +344,8 @@ def pair_train(
 @pair.command("calibrate")
 def pair_calibrate(
     overrides: Overrides = None,
-    draft: Annotated[
-        str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME")
-    ] = None,
+    draft: DraftModel = None,
+    target: TargetModel = None,
     prompts: Annotated[Path | None, typer.Option(help="decode set (JSONL)")] = None,
     temperature: Annotated[float, typer.Option(min=0.01, help="served temperature")] = 0.7,
     machine: Annotated[Path, typer.Option(help="file of this machine's times")] = Path(

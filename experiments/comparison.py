@@ -22,7 +22,8 @@ from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pai
 from uara.decoding.records import write_jsonl
 from uara.decoding.refusals import check_supported
 from uara.errors import UserError
-from uara.figures.timeline import draw_timeline, save_timeline
+from uara.figures.png import write_png
+from uara.figures.timeline import draw_timeline
 from uara.network import Controller
 from uara.prediction import Physics
 from uara.radio.bank import ChannelBank
@@ -152,7 +153,7 @@ def decode_with(
             end_s=start_s + TIMELINE_S,
             title=f"{row.controller}: real draft/verify rounds",
         )
-        save_timeline(figure, stem.with_name(f"{stem.name}-timeline.png"))
+        write_png(figure, stem.with_name(f"{stem.name}-timeline.png"))
     check = setup.check_greedy(controllers[0])
     if progress is not None:
         progress(len(controllers) + 1, len(controllers) + 1)

@@ -34,7 +34,7 @@ from uara.errors import UserError
 from uara.prediction import PhysicsConfig
 from uara.radio.bank import BankConfig
 from uara.world.config import WorldConfig
-from uara.world.young_fields import dump_without_defaults
+from uara.young_fields import dump_without_defaults
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHIPPED_ACCEPTANCE = PROJECT / "checkpoints" / "pair" / "acceptance.json"

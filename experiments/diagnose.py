@@ -178,13 +178,13 @@ def _mode_findings(modes: list[ModeFigures], own: float) -> list[Finding]:
     """Hold speculation against plain decoding, and the choice of a mode against the best one."""
     by_name = {row.mode: row for row in modes}
     plain = by_name["server_ar"].e2e_s
-    findings = [_finding("server_ar over the task's mode", plain, own, 20, "1: speculation pays")]
-    if "auto" in by_name:
-        rest = [row.e2e_s for row in modes if row.is_lossless and row.mode != "auto"]
-        auto = by_name["auto"].e2e_s
-        words = "6: the mode is a choice, where it is one"
-        findings.append(_finding("best single mode over auto", min(rest), auto, 3, words))
-    return findings
+    rest = [row.e2e_s for row in modes if row.is_lossless and row.mode != "auto"]
+    auto = by_name["auto"].e2e_s
+    words = "6: the mode is a choice, where it is one"
+    return [
+        _finding("server_ar over the task's mode", plain, own, 20, "1: speculation pays"),
+        _finding("best single mode over auto", min(rest), auto, 3, words),
+    ]
 
 
 def _spread_findings(player: _Player, spread: dict[str, float]) -> list[Finding]:

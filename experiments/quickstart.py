@@ -77,10 +77,7 @@ def run_quickstart(folder: Path, seed: int, console: Console) -> list[Any]:
     _draw_map(config, policy, bank, figures / "map.png")
     console.print(evaluation_table(rows, config.task.name))
     console.print(decode_table(decoded, config.task.name))
-    console.print(
-        f"greedy output against the target alone: {check.equal} equal, {check.near_ties} differ "
-        f"first at a near tie, {len(check.unexplained)} unexplained"
-    )
+    console.print(check.sentence())
     console.print(
         f"figures: {figures}, timelines: {folder / 'decode'}\n"
         f"learning curves: tensorboard --logdir {folder}"

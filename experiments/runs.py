@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from envs.batched import BatchedEnv
 from experiments.config import PROJECT, ExperimentConfig
 from experiments.evaluation import evaluate_controller, load_bank, make_world
 from uara.errors import UserError
+from uara.files import whole_file
 from uara.network import Controller
 
 RUNS = Path("runs")
@@ -68,11 +68,9 @@ def provenance() -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    """Write a text whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -28,6 +27,7 @@ from experiments.runs import (
     write_json,
 )
 from uara.errors import UserError
+from uara.files import whole_file
 from uara.prediction import Physics
 
 Done = Callable[[Path], None]
@@ -43,10 +43,8 @@ def save_rows(rows: EpisodeRows, path: Path) -> None:
         "capped": rows.capped,
     }
     table = pa.table(columns).replace_schema_metadata({"uara": json.dumps(facts)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def load_rows(path: Path) -> EpisodeRows:

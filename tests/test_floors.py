@@ -11,9 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["uara", "envs", "agents", "experiments"]
 # Bottom up; a module may import from its own line and from those above it in this list.
 UARA = [
-    ["uara.errors", "uara.native", "uara.network", "uara.shadowing"],
+    [
+        *("uara.errors", "uara.files", "uara.native", "uara.network", "uara.shadowing"),
+        "uara.young_fields",
+    ],
     ["uara.radio"],
     ["uara.serving"],
+    ["uara.rates"],
     ["uara.prediction"],
     ["uara.control"],
     ["uara.world"],
@@ -81,10 +85,10 @@ def test_nothing_is_unpickled() -> None:
 def test_files_and_functions_stay_short() -> None:
     for path in modules():
         text = path.read_text()
-        assert len(text.splitlines()) <= 520, f"{path} is too long"
+        assert len(text.splitlines()) <= 500, f"{path} is too long"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.end_lineno - body[0].lineno + 1 if body else 0
-                assert lines <= 75, f"{name_of(path)}.{node.name} has {lines} lines"
+                assert lines <= 60, f"{name_of(path)}.{node.name} has {lines} lines"

@@ -8,6 +8,7 @@ The world's step calls `predict` on the true state, controllers call it on what 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,12 +22,14 @@ from pydantic import (
 from torch import Tensor
 
 from uara.network import Decision, NetworkState
-from uara.radio.interference import (
-    downlink_noise_by_pair_w_per_hz,
-    mean_density_w_per_hz,
-    uplink_noise_w_per_hz,
+from uara.radio.link import LinkConfig
+from uara.rates import MIN_RATE_BPS as MIN_RATE_BPS  # a name of predictions as well
+from uara.rates import (
+    downlink_over_noise_bps,
+    downlink_share,
+    shared_band_rates_bps,
+    uplink_over_noise_bps,
 )
-from uara.radio.link import LinkConfig, rate_bps
 from uara.serving.batching import (
     Batch,
     BatchingConfig,
@@ -40,9 +43,7 @@ from uara.serving.modes.mixed import comeback, effort, overlaps, per_mode, unles
 from uara.serving.payload import Codec, make_codec
 from uara.serving.prefill import Horizon, pass_times_s, prefill_times, queue_prefill
 from uara.serving.transfer import kv_transfer_s
-
-MIN_RATE_BPS = 1.0  # keeps times finite for a device that was given no spectrum or no power
-ACTIVITY_PASSES = 2  # from rates to activities and back, where links disturb each other
+from uara.young_fields import dump_without_defaults
 
 
 class PhysicsConfig(BaseModel):
@@ -78,12 +79,7 @@ class PhysicsConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Fields younger than the first stored hashes stay out of them while they change nothing.
-        content: dict[str, Any] = dump(self)
-        for name in ("window", "service"):
-            if content.get(name) == type(self).model_fields[name].default:
-                del content[name]
-        return content
+        return dump_without_defaults(self, dump, ("window", "service"))
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ def uplink_rate_bps(state: NetworkState, decision: Decision, physics: Physics) -
     """Compute each device's uplink rate to its chosen server, (B, M)."""
     link = physics.config.link
     if link.interference == "orthogonal":
-        return _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
+        return uplink_over_noise_bps(state, decision, link, link.uplink_noise_w_per_hz)
     return _shared_band_rates_bps(state, decision, physics, _work(state, decision, physics))[0]
 
 
@@ -191,69 +187,17 @@ def downlink_rate_bps(state: NetworkState, decision: Decision, physics: Physics)
     """
     link = physics.config.link
     if link.interference == "orthogonal":
-        return _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
+        return downlink_over_noise_bps(state, decision, link, link.downlink_noise_w_per_hz)
     return _shared_band_rates_bps(state, decision, physics, _work(state, decision, physics))[1]
-
-
-def _uplink_bps(
-    state: NetworkState, decision: Decision, link: LinkConfig, noise_w_per_hz: float | Tensor
-) -> Tensor:
-    gain = state.gain.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
-    rate = rate_bps(gain, decision.power_w, decision.bandwidth_hz, noise_w_per_hz, link, "uplink")
-    return rate.clamp_min(MIN_RATE_BPS)
-
-
-def _downlink_bps(
-    state: NetworkState, decision: Decision, link: LinkConfig, noise_w_per_hz: float | Tensor
-) -> Tensor:
-    server = decision.server
-    gain = state.gain.gather(2, server.unsqueeze(-1)).squeeze(-1)
-    share = _downlink_share(state, server)
-    rate = rate_bps(
-        gain,
-        state.downlink_power_w.gather(1, server) * share,
-        state.downlink_bandwidth_hz.gather(1, server) * share,
-        noise_w_per_hz,
-        link,
-        "downlink",
-    )
-    return rate.clamp_min(MIN_RATE_BPS)
-
-
-def _downlink_share(state: NetworkState, server: Tensor) -> Tensor:
-    """Compute a device's share of its server's band, (B, M)."""
-    users = sum_by_server(state.has_request.to(state.gain.dtype), server, state.num_servers)
-    return 1 / users.gather(1, server).clamp_min(1)
 
 
 def _shared_band_rates_bps(
     state: NetworkState, decision: Decision, physics: Physics, work: _Work
 ) -> tuple[Tensor, Tensor]:
-    """Compute both rates where all servers use the whole band, (B, M) each.
-
-    Rates decide how long everybody transmits, and that decides the interference: two damped
-    rounds, from links that nobody disturbs.
-    """
-    link, server = physics.config.link, decision.server
-    band_hz = state.uplink_bandwidth_hz.gather(1, server)
-    uplink_bps = _uplink_bps(state, decision, link, link.uplink_noise_w_per_hz)
-    downlink_bps = _downlink_bps(state, decision, link, link.downlink_noise_w_per_hz)
-    devices, servers = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
-    for turn in range(ACTIVITY_PASSES):
-        if turn > 0:
-            fresh = _activity(state, decision, physics, work, uplink_bps, downlink_bps)
-            devices, servers = 0.5 * (devices + fresh[0]), 0.5 * (servers + fresh[1])
-        density = mean_density_w_per_hz(decision.power_w, band_hz, devices)
-        noise = uplink_noise_w_per_hz(link, state.gain, server, density)
-        uplink_bps = _uplink_bps(state, decision, link, noise)
-        density = mean_density_w_per_hz(
-            state.downlink_power_w, state.downlink_bandwidth_hz, servers
-        )
-        by_pair = downlink_noise_by_pair_w_per_hz(link, state.gain, density)
-        assert isinstance(by_pair, Tensor), "a shared band has interference"
-        noise = by_pair.gather(2, server.unsqueeze(-1)).squeeze(-1)
-        downlink_bps = _downlink_bps(state, decision, link, noise)
-    return uplink_bps, downlink_bps
+    """Compute both rates where all servers use the whole band, (B, M) each."""
+    return shared_band_rates_bps(
+        state, decision, physics.config.link, partial(_activity, state, decision, physics, work)
+    )
 
 
 def _activity(
@@ -281,7 +225,7 @@ def _activity(
     sends = (parts.uplink_s * drafts / round_s).clamp(max=1) * decodes
     devices = torch.where(on_server & ~is_sent, 1.0, sends)
     receives = (parts.downlink_s / round_s).clamp(max=1) * decodes
-    share = _downlink_share(state, server)
+    share = downlink_share(state, server)
     return devices, sum_by_server(receives * share, server, state.num_servers)
 
 

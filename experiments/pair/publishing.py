@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from experiments.pair.acceptance import RULES, WORLD_TASKS, measure_acceptance
-from experiments.pair.stages import write_atomically
+from experiments.runs import write_json, write_text
 from uara.decoding.models import ModelPair, Prompt, load_pair
+from uara.files import whole_file
 
 PAIR_NAME = "uara-stdlib"
 FROZEN_PER_TASK = 24
@@ -50,9 +50,11 @@ def save_pair(
         half.to(torch.float16).save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    write_atomically(out / "tokenizer.json", lambda file: tokenizer.save(str(file)))
+    with whole_file(out / "tokenizer.json") as temporary:
+        tokenizer.save(str(temporary))
     lines = b"".join(msgspec.json.encode(prompt) + b"\n" for prompt in prompts)
-    write_atomically(out / "prompts.jsonl", lambda file: file.write_bytes(lines))
+    with whole_file(out / "prompts.jsonl") as temporary:
+        temporary.write_bytes(lines)
 
 
 def publish(
@@ -101,8 +103,7 @@ def publish(
     }
     write_json(out / "acceptance.json", acceptance)
     write_json(out / "card.json", card)
-    text = card_text(card)
-    write_atomically(out / "card.md", lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(out / "card.md", card_text(card))
 
 
 def count_parameters(model: PreTrainedModel) -> int:
@@ -110,10 +111,12 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write an object as indented JSON."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rounded(values: Iterable[float]) -> list[str]:
+    return [f"{value:.3f}" for value in values]
 
 
 def _shares(weights: dict[str, float]) -> str:
@@ -123,21 +126,18 @@ def _shares(weights: dict[str, float]) -> str:
 def card_text(card: dict[str, Any]) -> str:
     """Render the card for readers; every figure comes from `card.json`."""
     config, corpus = card["config"], card["corpus"]
-    tasks = WORLD_TASKS
-    rows = "\n".join(
-        f"| {rule} | "
-        + " | ".join(f"{card['acceptance'][rule][task]:.3f}" for task in tasks)
-        + " |"
-        for rule in RULES
-    )
+    read = [task for task in WORLD_TASKS if task != "photo"]
+    accepted = {rule: [card["acceptance"][rule][task] for task in WORLD_TASKS] for rule in RULES}
+    rows = "\n".join(_row((rule, *_rounded(rates))) for rule, rates in accepted.items())
     losses = "\n".join(
-        f"| {name} | {card['parameters'][name]:,} | {config[f'{name}_steps']} | "
-        + " | ".join(
-            f"{card['held_out_nats_per_token'][name][task]:.3f}"
-            for task in tasks
-            if task != "photo"
+        _row(
+            (
+                name,
+                f"{card['parameters'][name]:,}",
+                str(config[f"{name}_steps"]),
+                *_rounded(card["held_out_nats_per_token"][name][task] for task in read),
+            )
         )
-        + " |"
         for name in ("target", "draft")
     )
     tokens = config["step_tokens"]
@@ -166,7 +166,7 @@ wrote. Shares in its distillation: {_shares(config["draft_weights"])}. Rounding 
 between processors and numbers of threads, so a rerun elsewhere gives other weights of like quality.
 Held-out loss in nats per token:
 
-| model | parameters | steps | {" | ".join(task for task in tasks if task != "photo")} |
+| model | parameters | steps | {" | ".join(read)} |
 | --- | --- | --- | --- | --- | --- |
 {losses}
 
@@ -175,7 +175,7 @@ Accepted / tested tokens along the target's own texts from held-out prompts outs
 (`prompts.jsonl`); sampling rules at temperature {card["temperature"]}. Spread between prompts in
 `acceptance.json`.
 
-| rule | {" | ".join(tasks)} |
+| rule | {" | ".join(WORLD_TASKS)} |
 | --- | --- | --- | --- | --- |
 {rows}
 

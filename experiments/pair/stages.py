@@ -5,7 +5,6 @@ Shapes: N windows per step, L tokens per window, V vocabulary entries.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.pair.corpus import Document
+from uara.files import whole_file
 
 SAVE_EVERY_S = 60.0
 
@@ -194,7 +194,8 @@ class Stage:
             "history": self.history,
             "window": self._window,
         }
-        write_atomically(self.path, lambda file: torch.save(state, file))
+        with whole_file(self.path) as temporary:
+            torch.save(state, temporary)
 
     def _restore(self) -> int:
         if not self.path.is_file():
@@ -207,26 +208,14 @@ class Stage:
         return int(state["step"])
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in its folder, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def save_token_rows(path: Path, rows: Sequence[Sequence[int]]) -> None:
     """Store token rows of unequal length as two arrays."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                ids=np.array([token for row in rows for token in row], dtype=np.int32),
-                lengths=np.array([len(row) for row in rows], dtype=np.int32),
-            )
-
-    write_atomically(path, write)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            ids=np.array([token for row in rows for token in row], dtype=np.int32),
+            lengths=np.array([len(row) for row in rows], dtype=np.int32),
+        )
 
 
 def load_token_rows(path: Path) -> list[list[int]]:

@@ -48,9 +48,10 @@ from experiments.pair.stages import (
     encode_documents,
     load_token_rows,
     save_token_rows,
-    write_atomically,
 )
+from experiments.runs import write_text
 from uara.errors import UserError
+from uara.files import whole_file
 
 _GENERATION_BATCH = 64
 
@@ -146,7 +147,8 @@ def prepare_material(config: PairTrainingConfig, work: Path) -> Material:
     path = work / "tokenizer.json"
     if not path.is_file():
         fresh = train_tokenizer(corpus.train, config.vocab_size)
-        write_atomically(path, lambda file: fresh.save(str(file)))
+        with whole_file(path) as temporary:
+            fresh.save(str(temporary))
     tokenizer = Tokenizer.from_file(str(path))
 
     def streams(documents: tuple[Document, ...]) -> dict[str, TokenStream]:
@@ -424,4 +426,4 @@ def _claim(config: PairTrainingConfig, work: Path) -> None:
             f"'{work}' holds a training with another config; give that config to resume it, or "
             "another work folder to begin anew"
         )
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path, text)

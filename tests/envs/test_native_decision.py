@@ -10,14 +10,11 @@ import torch
 from envs import Action, ControlConfig, EnvRecipe
 from envs.action import illegal_server, to_decision
 from envs.native_decision import NativeDecider, knows_control
-from uara import native
 from uara.errors import UserError
 
 ALL_LEARNED = ControlConfig(
     association="learned", bandwidth="learned", power="learned", draft_length="learned"
 )
-
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler here")
 
 
 def any_action(draw: torch.Generator) -> Action:
@@ -31,7 +28,6 @@ def any_action(draw: torch.Generator) -> Action:
     )
 
 
-@needs_compiler
 def test_compiled_code_decides_what_torch_decides(recipe: EnvRecipe) -> None:
     plain, fast = (
         replace(recipe, control=ALL_LEARNED, native=on).batched(6, seed=5) for on in (False, True)
@@ -67,7 +63,6 @@ def test_compiled_code_decides_what_torch_decides(recipe: EnvRecipe) -> None:
     assert replaced > 0
 
 
-@needs_compiler
 def test_missing_head_is_refused_by_name(recipe: EnvRecipe) -> None:
     env = replace(recipe, control=ALL_LEARNED, native=True).batched(6, seed=0)
     env.reset()

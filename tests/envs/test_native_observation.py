@@ -16,8 +16,6 @@ from uara.network import NetworkState
 from uara.prediction import Physics, PhysicsConfig
 from uara.radio.link import LinkConfig
 
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler here")
-
 
 def busy_states(recipe: EnvRecipe) -> list[NetworkState]:
     """States of random play, some with foreign load and servers out of reach."""
@@ -37,7 +35,6 @@ def busy_states(recipe: EnvRecipe) -> list[NetworkState]:
     return states
 
 
-@needs_compiler
 @pytest.mark.parametrize("mode", ["sd", "server_ar"])
 def test_compiled_code_observes_what_torch_observes(recipe: EnvRecipe, mode: str) -> None:
     physics = Physics.of(PhysicsConfig.model_validate({"mode": mode}))
@@ -52,7 +49,6 @@ def test_compiled_code_observes_what_torch_observes(recipe: EnvRecipe, mode: str
         assert torch.equal(ours.active, theirs.active)
 
 
-@needs_compiler
 def test_every_pair_feature_moves(recipe: EnvRecipe) -> None:
     observer = NativeObserver.of(Physics.of(PhysicsConfig()))
     rows = torch.cat([observer(state).pair.flatten(0, 2) for state in busy_states(recipe)])
@@ -60,7 +56,6 @@ def test_every_pair_feature_moves(recipe: EnvRecipe) -> None:
     assert (rows.std(0) > 0).all()
 
 
-@needs_compiler
 def test_training_environment_takes_it_by_a_switch(recipe: EnvRecipe) -> None:
     plain, fast = (replace(recipe, native=on).batched(3, seed=2) for on in (False, True))
     torch.testing.assert_close(plain.reset().pair, fast.reset().pair, atol=2e-5, rtol=1e-4)
@@ -86,7 +81,6 @@ def test_missing_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> 
         native.load_library(Path("never-read.c"))
 
 
-@needs_compiler
 def test_file_that_does_not_compile_is_one_clear_line(tmp_path: Path) -> None:
     source = tmp_path / "wrong.c"
     source.write_text("int f(void) { return nothing; }\n")

@@ -12,6 +12,7 @@ from torch import Tensor
 from envs import Action, ControlConfig, EnvRecipe, ObservationSchema, observe, schema
 from envs.local_prediction import predict_locally, server_load
 from envs.observation import bounds
+from tests.uara.decisions import physics_of
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.errors import UserError
 from uara.network import NetworkState
@@ -228,3 +229,34 @@ def test_a_neighbour_that_uploads_elsewhere_is_heard(state: NetworkState) -> Non
         uploads.spectral_efficiency[:, others, 1], decodes.spectral_efficiency[:, others, 1]
     )
     torch.testing.assert_close(uploads.spectral_efficiency[:, 0], decodes.spectral_efficiency[:, 0])
+
+
+@pytest.mark.parametrize("service", ["batched", "fluid"])
+@pytest.mark.parametrize("mode", ["sd", "psd", "async", "auto"])
+def test_every_mode_and_service_can_be_observed(
+    state: NetworkState, mode: str, service: str
+) -> None:
+    seen = observe(state, physics_of(mode=mode, service=service, window=2))
+    shapes = {"device": (4, 5), "pair": (4, 5, 3), "server": (4, 3)}
+    for group, shape in shapes.items():
+        rows, (low, high) = getattr(seen, group), bounds(group)  # type: ignore[arg-type]
+        assert rows.shape == (*shape, len(getattr(schema(), group)))
+        assert torch.isfinite(rows).all()
+        assert ((rows >= low) & (rows <= high)).all()
+    tpot_s = seen.pair[..., column("pair", "tpot_s")]
+    assert (tpot_s[seen.active] > 0).all()
+    assert (tpot_s[~seen.active] == 0).all()
+    # A device does not know how a fluid server divides itself, and reckons with batches.
+    batched = observe(state, physics_of(mode=mode, window=2))
+    assert torch.equal(seen.pair, batched.pair)
+
+
+def test_a_device_reckons_in_auto_with_the_fastest_mode_of_each_server(state: NetworkState) -> None:
+    load = server_load(state)
+    auto, *others = (
+        predict_locally(state, load, physics_of(mode=mode)).tpot_s
+        for mode in ("auto", "sd", "psd", "async")
+    )
+    best = torch.stack(others).amin(0)
+    assert (auto <= best * (1 + 1e-5)).all()
+    assert all((other > auto * 1.01).any() for other in others)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from tests.reference.judge_device import Machine
+from tests.reference.judge_device import Served
 
 
 @dataclass(eq=False)
@@ -25,7 +26,7 @@ class Block:
     is_cancelled: bool = False
 
 
-class RowSession(Machine):
+class RowSession(Served):
     """The server's end of `async` and of `psd` in form `pipeline`: blocks judged in their order.
 
     The server keeps the target's row behind the last committed token whenever a pass has produced
@@ -62,9 +63,9 @@ class RowSession(Machine):
         self._go_on(now)
         self.start_drafting(at_device_s)
 
+    @abstractmethod
     def start_drafting(self, at_device_s: float) -> None:
         """Let the device draft its first block from the committed tokens."""
-        raise NotImplementedError
 
     def block_at_server(self, now: float, block: Block) -> None:
         """Receive a block; one of a dead epoch is dropped."""
@@ -166,13 +167,13 @@ class RowSession(Machine):
             self.lose(block)
         self._waiting.clear()
 
+    @abstractmethod
     def on_accept(self, now: float, block: Block) -> None:
         """Let the device learn that a whole block was accepted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_reject(self, now: float, what: tuple[Block, int]) -> None:
         """Let the device learn of a rejection and of the number of the new epoch."""
-        raise NotImplementedError
 
 
 class PipelineParallel(RowSession):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class Record:
     rounds: int = 0
 
 
-class Machine:
+class Machine(ABC):
     """What all modes share: requests one after the other, their prompt, their links, their end."""
 
     def __init__(
@@ -156,13 +157,9 @@ class Machine:
         self.drafter_ready_s = now + spec.device_prefill_token_s * self.prompt_tokens
         self.send_prompt(now)
 
+    @abstractmethod
     def send_prompt(self, now: float) -> None:
-        """Send the prompt to the server."""
-        self.clock.at(self.send_up(now, self.spec.prompt_bits), self._prompt_at_server)
-
-    def _prompt_at_server(self, now: float, _: None) -> None:
-        self.record.prompt_at_server_s = now
-        self.server.add_prompt(now, self)
+        """Send the prompt to where it is read."""
 
     def send_up(self, now: float, bits: float) -> float:
         """Send a frame behind those that the uplink still holds; seconds of its arrival."""
@@ -175,18 +172,6 @@ class Machine:
         self.tally.bits_down += bits
         self.down_free_s = max(now, self.down_free_s) + bits / self.spec.downlink_bps
         return self.down_free_s + self.half_rtt_s
-
-    def prefilled(self, now: float) -> None:
-        """Give the first token or the word to begin, and let the mode go on from there."""
-        self.record.prefilled_s = now
-        if self.spec.first_token == "prefill":
-            self.record.start_tokens = 1
-            at_device = self.deliver(now, self.spec.token_bits, 1)
-        else:
-            at_device = self.send_down(now, 0.0)
-        self.record.started_s = at_device
-        if not self.is_over:
-            self.started(now, max(at_device, self.drafter_ready_s))
 
     def deliver(self, now: float, bits: float, tokens: int) -> float:
         """Commit tokens at the server and send them down; seconds of their arrival."""
@@ -230,10 +215,6 @@ class Machine:
             position += 1
         return position
 
-    def cached_tokens(self) -> int:
-        """Count the tokens that a forward of this request reads from the cache."""
-        return self.prompt_tokens + max(self.record.committed - 1, 0)
-
     def count_round(self, tokens: int, seconds: float) -> None:
         """Count one round of the mode."""
         self.record.rounds += 1
@@ -241,20 +222,47 @@ class Machine:
         self.tally.round_tokens += tokens
         self.tally.round_s += seconds
 
-    def started(self, now: float, at_device_s: float) -> None:
-        """Begin decoding: the server is ready now, the device may draft from `at_device_s` on."""
-        raise NotImplementedError
-
-    def take(self, now: float) -> tuple[int, int]:
-        """Hand the waiting work to a pass: new tokens, cached tokens read."""
-        raise NotImplementedError
-
-    def passed(self, now: float) -> None:
-        """Judge what the pass has computed."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027, most modes keep nothing there
         """Forget, at the server, the work of a request whose last token has been committed."""
 
-    def ended(self, now: float) -> None:
+    def ended(self, now: float) -> None:  # noqa: B027, likewise
         """Forget, at the device, the drafts of a request whose last token has arrived."""
+
+
+class Served(Machine):
+    """What the modes share in which a server reads the prompt."""
+
+    def send_prompt(self, now: float) -> None:  # noqa: D102
+        self.clock.at(self.send_up(now, self.spec.prompt_bits), self._prompt_at_server)
+
+    def _prompt_at_server(self, now: float, _: None) -> None:
+        self.record.prompt_at_server_s = now
+        self.server.add_prompt(now, self)
+
+    def prefilled(self, now: float) -> None:
+        """Give the first token or the word to begin, and let the mode go on from there."""
+        self.record.prefilled_s = now
+        if self.spec.first_token == "prefill":
+            self.record.start_tokens = 1
+            at_device = self.deliver(now, self.spec.token_bits, 1)
+        else:
+            at_device = self.send_down(now, 0.0)
+        self.record.started_s = at_device
+        if not self.is_over:
+            self.started(now, max(at_device, self.drafter_ready_s))
+
+    def cached_tokens(self) -> int:
+        """Count the tokens that a forward of this request reads from the cache."""
+        return self.prompt_tokens + max(self.record.committed - 1, 0)
+
+    @abstractmethod
+    def started(self, now: float, at_device_s: float) -> None:
+        """Begin decoding: the server is ready now, the device may draft from `at_device_s` on."""
+
+    @abstractmethod
+    def take(self, now: float) -> tuple[int, int]:
+        """Hand the waiting work to a pass: new tokens, cached tokens read."""
+
+    @abstractmethod
+    def passed(self, now: float) -> None:
+        """Judge what the pass has computed."""

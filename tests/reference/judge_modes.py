@@ -6,7 +6,7 @@ import math
 from itertools import accumulate
 
 from tests.reference.judge_blocks import Asynchronous, PipelineParallel
-from tests.reference.judge_device import DeviceSpec, Machine
+from tests.reference.judge_device import DeviceSpec, Machine, Served
 
 
 class DeviceOnly(Machine):
@@ -26,7 +26,7 @@ class DeviceOnly(Machine):
         record.first_s = first_s
 
 
-class ServerAr(Machine):
+class ServerAr(Served):
     """`server_ar`: the request sits in each pass of its server, one token a pass, streamed down."""
 
     _since_s = 0.0
@@ -48,7 +48,7 @@ class ServerAr(Machine):
             self.server.join(now, self)
 
 
-class Sequential(Machine):
+class Sequential(Served):
     """`sd`: draft gamma tokens, send them, wait for the verdict, draft again.
 
     A pass takes the last committed token and the gamma drafts (gamma + 1 new tokens, one row). The
@@ -93,7 +93,7 @@ class Sequential(Machine):
             self._draft(at_device)
 
 
-class PearlParallel(Machine):
+class PearlParallel(Served):
     """`psd` of form `pearl`: both ends work in steps with a barrier at the device.
 
     A step begins at the device when the verdict of the last step is there AND the block drafted in

@@ -7,21 +7,18 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 
+from tests.uara.decisions import UP_HZ, decide, physics_of, random_decision
 from uara.network import Decision, NetworkState, Phase
 from uara.prediction import (
     Physics,
     PhysicsConfig,
     Prediction,
-    downlink_rate_bps,
     predict,
-    uplink_rate_bps,
 )
 from uara.serving.modes import MODE_INDEX, MODES
 
@@ -30,7 +27,7 @@ HORIZONS: tuple[Literal["slot", "request"], ...] = ("slot", "request")
 BOTH_HORIZONS = pytest.mark.parametrize("horizon", HORIZONS)
 
 FORWARD_S, TOKEN_S, CONTEXT_S, DRAFT_S, RTT_S = 0.145, 0.28e-3, 0.2e-6, 0.02, 0.03
-GAIN, POWER_W, UP_HZ, DOWN_HZ = 1e-11, 0.2, 1e6, 4e6
+GAIN, POWER_W, DOWN_HZ = 1e-11, 0.2, 4e6
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +41,6 @@ def lonely(make_state: MakeState) -> NetworkState:
         forward_fixed_s=FORWARD_S, forward_per_row_s=0.0, forward_per_token_s=TOKEN_S,
         forward_per_context_s=CONTEXT_S, reachable=True,
     )  # fmt: skip
-
-
-def decide(
-    state: NetworkState, length: int, *, mode: str | None = None, bandwidth_hz: float = UP_HZ
-) -> Decision:
-    """Send everybody to the first server."""
-    like = torch.zeros_like(state.server)
-    return Decision(
-        server=like,
-        bandwidth_hz=torch.full_like(state.age_s, bandwidth_hz),
-        power_w=state.power_max_w,
-        draft_length=torch.full_like(like, length),
-        mode=None if mode is None else torch.full_like(like, MODE_INDEX[mode]),
-    )
 
 
 def shannon_bps(power_w: float, bandwidth_hz: float, noise_figure_db: float) -> float:
@@ -317,10 +300,6 @@ def test_nothing_is_infinite_or_undefined(
     assert (plan.tpot_s > 0).all()
 
 
-def physics_of(**changes: object) -> Physics:
-    return Physics.of(PhysicsConfig.model_validate(changes))
-
-
 LOSSLESS = ("sd", "server_ar", "psd", "async", "auto")
 
 
@@ -393,173 +372,6 @@ def test_a_window_of_one_leaves_the_stored_hashes_alone() -> None:
     assert PhysicsConfig(window=2).model_dump()["window"] == 2
 
 
-# Shared bands and tables
-
-
-REUSE = {"link": {"interference": "reuse1"}}
-
-
-def two_cells(make_state: MakeState, **changes: object) -> NetworkState:
-    """Let one device decode in a cell and another one in the next, each heard in both."""
-    given = {
-        "phase": Phase.DECODING, "upload_bits": 0, "prompt_tokens": 100, "kv_tokens": 100,
-        "tokens_so_far": 0, "server": [[0, 1]], "acceptance": 0.7, "power_max_w": 0.2,
-        "gain": [[[1e-10, 3e-11], [3e-11, 1e-10]]], "rtt_s": 0.01, "draft_time_s": 0.02,
-        "uplink_bandwidth_hz": 1e6, "downlink_bandwidth_hz": 1e6,
-    }  # fmt: skip
-    return make_state(1, 2, 2, **{**given, **changes})
-
-
-def apart(state: NetworkState, length: int = 4) -> Decision:
-    return replace(decide(state, length), server=torch.tensor([[0, 1]]))
-
-
-def test_who_is_alone_in_a_shared_band_is_not_disturbed(make_state: MakeState) -> None:
-    state = two_cells(make_state, phase=[[Phase.DECODING, Phase.IDLE]])
-    shared, own = (predict(state, apart(state), physics_of(**x)) for x in (REUSE, {}))
-    assert shared.uplink_bps[0, 0] == own.uplink_bps[0, 0]
-    assert shared.downlink_bps[0, 0] == own.downlink_bps[0, 0]
-
-
-def test_who_uploads_disturbs_all_the_time_by_hand(make_state: MakeState) -> None:
-    phase = [[Phase.DECODING, Phase.UPLOADING]]
-    state = two_cells(make_state, phase=phase, upload_bits=[[0, 1e6]])
-    plan = predict(state, apart(state), physics_of(**REUSE))
-    noise = 10 ** ((-174 + 5 - 30) / 10) + 3e-11 * 0.2 / 1e6
-    rate = 1e6 * min(5.55, math.log2(1 + 1e-10 * 0.2 / (noise * 1e6) / 10**0.3))
-    assert plan.uplink_bps[0, 0].item() == pytest.approx(rate, rel=1e-4)
-
-
-def test_who_decodes_disturbs_while_drafts_are_sent(make_state: MakeState) -> None:
-    state = two_cells(make_state)
-    physics = physics_of(**REUSE)
-    plan = predict(state, apart(state), physics)
-    noise = 10 ** ((-174 + 5 - 30) / 10)
-    share = plan.draft_uplink_s[0, 1].item() / plan.round_s[0, 1].item()
-    heard = 3e-11 * 0.2 * share / 1e6
-    rate = 1e6 * min(5.55, math.log2(1 + 1e-10 * 0.2 / ((noise + heard) * 1e6) / 10**0.3))
-    assert 0 < share < 0.3
-    assert plan.uplink_bps[0, 0].item() == pytest.approx(rate, rel=0.02)
-    quiet = predict(state, apart(state, 0), physics)
-    assert quiet.uplink_bps[0, 0] == predict(state, apart(state, 0), physics_of()).uplink_bps[0, 0]
-
-
-@pytest.mark.parametrize("mode", ["sd", "psd", "async"])
-@pytest.mark.parametrize("interference", ["orthogonal", "reuse1"])
-def test_rates_asked_for_alone_are_those_of_the_prediction(
-    make_state: MakeState, mode: str, interference: str
-) -> None:
-    link = {"interference": interference, "adaptation": "mcs"}
-    physics = physics_of(mode=mode, link=link)
-    state = make_state(4, 6, 3, seed=3)
-    decision = replace(random_decision(state, physics, 3), mode=None)
-    plan = predict(state, decision, physics)
-    assert torch.equal(plan.uplink_bps, uplink_rate_bps(state, decision, physics))
-    assert torch.equal(plan.downlink_bps, downlink_rate_bps(state, decision, physics))
-
-
-@pytest.mark.parametrize("interference", ["orthogonal", "reuse1"])
-def test_a_link_that_the_tables_do_not_reach_is_slow_but_not_endless(
-    make_state: MakeState, interference: str
-) -> None:
-    physics = physics_of(link={"interference": interference, "adaptation": "mcs"})
-    state = two_cells(make_state, gain=[[[1e-17, 1e-17], [1e-10, 1e-10]]])
-    plan = predict(state, apart(state), physics)
-    assert plan.uplink_bps[0].tolist()[0] == 1
-    assert plan.uplink_bps[0, 1] > 1e5
-    assert torch.isfinite(plan.remaining_s).all()
-
-
-# Servers that their devices divide
-
-
-@pytest.mark.parametrize("mode", ["sd", "server_ar", "psd", "async", "device_only"])
-@pytest.mark.parametrize("phase", [Phase.UPLOADING, Phase.PREFILLING, Phase.DECODING])
-def test_one_device_alone_on_a_fluid_server_is_served_as_without_waiting(
-    make_state: MakeState, mode: str, phase: Phase
-) -> None:
-    state = make_state(
-        3, 1, 1, seed=6, phase=phase, prompt_tokens=1000, tokens_so_far=0, server=0,
-        kv_tokens=1000 * (phase == Phase.DECODING), upload_bits=1e6 * (phase == Phase.UPLOADING),
-    )  # fmt: skip
-    batched, fluid = (
-        predict(state, decide(state, 4), physics_of(mode=mode, service=service))
-        for service in ("batched", "fluid")
-    )
-    assert (batched.wait_s == 0).all()
-    # The next prefill would ride on decoding passes here and share the server there.
-    later = {"prefill_tokens_per_s"} if phase == Phase.DECODING else set()
-    for name in {field.name for field in fields(Prediction)} - later:
-        here, there = getattr(fluid, name), getattr(batched, name)
-        torch.testing.assert_close(here, there, rtol=1e-5, atol=2e-6, msg=name)
-
-
-def decoding_crowd(make_state: MakeState, seed: int) -> NetworkState:
-    state = make_state(3, 5, 2, seed=seed, phase=Phase.DECODING, upload_bits=0)
-    context = 400 + 700 * torch.arange(15.0).view(3, 5)
-    return state.with_(
-        prompt_tokens=context, tokens_so_far=torch.zeros(3, 5), kv_tokens=context,
-        server=torch.randint(2, (3, 5), generator=torch.Generator().manual_seed(seed)),
-        # Contexts that matter, so that passes differ.
-        forward_per_context_s=torch.full((3, 2), 1e-4),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_undecided_shares_are_the_least_sum_of_passes(make_state: MakeState, seed: int) -> None:
-    state = decoding_crowd(make_state, seed)
-    decision = replace(decide(state, 3), server=state.server)
-    plan = predict(state, decision, physics_of(service="fluid"))
-    for b in range(3):
-        for e in range(2):
-            own = (state.server[b] == e).nonzero().squeeze(1)
-            if not len(own):
-                continue
-            at = (b, e)
-            alone_s = (
-                state.forward_fixed_s[at] + state.forward_per_row_s[at]
-                + 4 * state.forward_per_token_s[at]
-                + state.prompt_tokens[b, own] * state.forward_per_context_s[at]
-            ).double().numpy()  # fmt: skip
-            best = minimize(
-                lambda z, f=alone_s: (f / z).sum(),
-                np.full(len(own), 1 / len(own)),
-                bounds=[(1e-3, 1)] * len(own),
-                constraints={"type": "eq", "fun": lambda z: z.sum() - 1},
-            )
-            share = alone_s / plan.verify_s[b, own].double().numpy()
-            assert share.sum() == pytest.approx(1, rel=1e-5)
-            assert plan.verify_s[b, own].sum().item() == pytest.approx(best.fun, rel=1e-3)
-
-
-def test_decided_shares_hold_and_are_cut_to_the_server(make_state: MakeState) -> None:
-    state = decoding_crowd(make_state, 3).with_(server=torch.zeros(3, 5, dtype=torch.long))
-    physics, decision = physics_of(service="fluid"), decide(state, 3)
-
-    def verify_s(*shares: float) -> torch.Tensor:
-        share = torch.tensor([shares]).expand(3, -1)
-        return predict(state, replace(decision, compute_share=share), physics).verify_s
-
-    alone_s = verify_s(0.2, 0.2, 0.2, 0.2, 0.2) * 0.2
-    given = torch.tensor([0.1, 0.1, 0.3, 0.25, 0.05])
-    torch.testing.assert_close(verify_s(*given.tolist()), alone_s / given)
-    torch.testing.assert_close(verify_s(*(2.5 * given).tolist()), alone_s / (given / 0.8))
-
-
-def test_batched_service_knows_no_shares(make_state: MakeState, physics: Physics) -> None:
-    state = make_state(4, 5, 2, seed=7)
-    decision = random_decision(state, physics, 7)
-    shared = replace(decision, compute_share=torch.full((4, 5), 0.1))
-    here, there = (predict(state, d, physics) for d in (decision, shared))
-    for field in fields(Prediction):
-        assert torch.equal(getattr(here, field.name), getattr(there, field.name)), field.name
-
-
-def test_batched_service_leaves_the_stored_hashes_alone() -> None:
-    assert "service" not in PhysicsConfig().model_dump()
-    assert PhysicsConfig(service="fluid").model_dump()["service"] == "fluid"
-
-
 # What passes are given, and what is accepted
 
 
@@ -596,19 +408,3 @@ def test_void_drafts_ride_on_passes(make_state: MakeState) -> None:
         for window in (1, 4)
     )
     assert ahead > once + 0.5
-
-
-def random_decision(state: NetworkState, physics: Physics, seed: int) -> Decision:
-    draw = torch.Generator().manual_seed(seed)
-    shape = state.server.shape
-
-    def below(top: int) -> torch.Tensor:
-        return torch.randint(top, shape, generator=draw)
-
-    return Decision(
-        server=below(state.num_servers),
-        bandwidth_hz=1e5 * torch.rand(shape, generator=draw),
-        power_w=state.power_max_w * torch.rand(shape, generator=draw),
-        draft_length=below(physics.config.max_draft_length + 1),
-        mode=below(len(MODE_INDEX)),
-    )

@@ -22,6 +22,13 @@ class GreedyCheck:
     near_ties: int
     unexplained: tuple[int, ...]  # request numbers
 
+    def sentence(self) -> str:
+        """Say in one line how many outputs are those of the target alone."""
+        return (
+            f"greedy output against the target alone: {self.equal} equal, {self.near_ties} differ "
+            f"first at a near tie, {len(self.unexplained)} unexplained"
+        )
+
 
 def check_greedy_exact(
     target: SequenceModel, requests: Sequence[Request], records: Sequence[RequestRecord]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from uara.files import whole_file
 
 Work = Literal["prefill", "decode", "verify"]
 
@@ -157,6 +158,5 @@ class Recorder:
 def write_jsonl(path: Path, records: Sequence[msgspec.Struct]) -> None:
     """Write one JSON object per line; the file appears whole or not at all."""
     lines = b"\n".join(msgspec.json.encode(record) for record in records)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(lines + b"\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(lines + b"\n")

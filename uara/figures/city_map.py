@@ -14,14 +14,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from uara.errors import UserError
 from uara.figures.network_map import (
     draw_sites,
     finish_map,
     legend_below,
     server_colour,
-    write_png,
 )
+from uara.figures.png import write_png
 from uara.radio.backends import RadioMap
 from uara.radio.bank import ChannelBank
 
@@ -42,14 +41,12 @@ def draw_city_map(radio_map: RadioMap, bank: ChannelBank, world: int, path: Path
     Raises:
         UserError: the bank has no such world.
     """
-    num_worlds = bank.gain_db.shape[0]
-    if not 0 <= world < num_worlds:
-        raise UserError(f"world is {world}: the bank has worlds 0 to {num_worlds - 1}")
+    bank.check_has(world)
     figure = Figure(figsize=(13.0, 6.2), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_gain(left, radio_map)
     _draw_tracks(right, radio_map, bank, world)
-    write_png(figure, Path(path))
+    write_png(figure, Path(path), figure.dpi)
 
 
 def _draw_gain(ax: Axes, radio_map: RadioMap) -> None:

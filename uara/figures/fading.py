@@ -5,7 +5,6 @@ Shape legend: N samples, L lags.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import j0
+
+from uara.figures.png import write_png
 
 Array = NDArray[np.float64]
 
@@ -42,13 +43,7 @@ def draw_fading(
     left, right = figure.subplots(1, 2)
     _draw_distributions(left, gains)
     _draw_autocorrelations(right, lags, autocorrelations)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_png(figure, path, figure.dpi)
 
 
 def _draw_distributions(ax: Axes, gains: Mapping[str, Mapping[str, Array]]) -> None:

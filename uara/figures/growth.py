@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from uara.figures.results import LINES, write_png
+from uara.figures.png import write_png
+from uara.figures.results import LINES
 
 
 def draw_growth(rows: Mapping[str, Sequence[tuple[float, float, float]]], path: Path) -> None:

@@ -5,7 +5,6 @@ Run as `python -m uara.figures.link_adaptation docs/pictures/mcs.png`.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from uara.figures.png import write_png
 from uara.radio.link import LinkConfig, spectral_efficiency
 
 SINR_DB = torch.arange(-800, 3001, dtype=torch.float64) / 100
@@ -51,13 +51,7 @@ def draw_link_adaptation(path: Path, config: LinkConfig | None = None) -> None:
     ax.grid(color="#e5e5e5")
     ax.set_axisbelow(True)
     ax.legend(frameon=False, loc="upper left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_png(figure, path)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Shape legend: W worlds, T slots, M devices, E servers, N points, H x W pixels of
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from uara.errors import UserError
+from uara.figures.png import write_png
 from uara.radio.bank import ChannelBank
 
 # Okabe and Ito's palette, which people with any colour vision tell apart.
@@ -54,15 +53,13 @@ def draw_bank_preview(bank: ChannelBank, world: int, path: Path | str) -> None:
     Raises:
         UserError: the bank has no such world.
     """
-    num_worlds = bank.gain_db.shape[0]
-    if not 0 <= world < num_worlds:
-        raise UserError(f"world is {world}: the bank has worlds 0 to {num_worlds - 1}")
+    bank.check_has(world)
     figure = Figure(figsize=(11.5, 6.2), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1.55, 1.0))
     _draw_cells_and_tracks(figure.add_subplot(grid[:, 0]), bank, world)
     _draw_gain_histogram(figure.add_subplot(grid[0, 1]), bank)
     _draw_gain_over_time(figure.add_subplot(grid[1, 1]), bank, world)
-    write_png(figure, Path(path))
+    write_png(figure, Path(path), figure.dpi)
 
 
 def _draw_cells_and_tracks(ax: Axes, bank: ChannelBank, world: int) -> None:
@@ -328,14 +325,3 @@ def _image(figure: Figure) -> NDArray[np.uint8]:
     width, height = canvas.get_width_height()
     pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
     return pixels[..., :3].copy()
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=figure.dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

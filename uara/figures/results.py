@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from uara.figures.png import write_png
+
 # Okabe and Ito's colours, told apart also by colour-blind readers.
 LEARNED = "#0072B2"
 RULE = "#999999"
 BEST_RULE = "#D55E00"
-DPI = 150
 LINES = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -25,17 +25,6 @@ def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     ax = figure.add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=DPI)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw_learning_curve(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -149,10 +147,3 @@ def _mark_servers(axes: Axes, record: RequestRecord, rounds: Sequence[RoundRecor
                 clip_on=True,
             )
         before = entry.server
-
-
-def save_timeline(figure: Figure, path: Path) -> None:
-    """Write the picture; the file appears whole or not at all."""
-    temporary = path.with_name(path.stem + ".part" + path.suffix)
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)

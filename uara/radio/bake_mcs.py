@@ -7,13 +7,13 @@ G points of the SINR grid.
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from uara.files import whole_file
 from uara.radio.mcs import TABLE_PATH
 
 # What one slot of 1 ms carries over about 500 kHz at 2 bit/s/Hz.
@@ -69,13 +69,8 @@ def bake() -> dict[str, NDArray[np.generic]]:
 
 def write(path: Path) -> None:
     """Bake the table into a file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **bake())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **bake())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from uara.errors import UserError
+from uara.files import whole_file
 from uara.radio.scenario import SCENARIOS, ScenarioName
 
 FORMAT_VERSION = 1
@@ -314,26 +314,30 @@ class ChannelBank:
                 "build the bank of this config, or change the config"
             )
 
+    def check_has(self, world: int) -> None:
+        """Check that there is a world of this index.
+
+        Raises:
+            UserError: the bank has no such world.
+        """
+        if not 0 <= world < self.config.num_worlds:
+            raise UserError(
+                f"world is {world}: the bank has worlds 0 to {self.config.num_worlds - 1}"
+            )
+
     def save(self, path: Path | str) -> None:
         """Write the bank to an npz file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                # Uncompressed: noise-like gains hardly shrink and load several times faster.
-                np.savez(
-                    file,
-                    metadata=np.array(json.dumps(self.metadata)),
-                    gain_db=self.gain_db,
-                    position_m=self.position_m,
-                    velocity_m_s=self.velocity_m_s,
-                    is_los=self.is_los,
-                    site_position_m=self.site_position_m,
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+            # Uncompressed: noise-like gains hardly shrink and load several times faster.
+            np.savez(
+                file,
+                metadata=np.array(json.dumps(self.metadata)),
+                gain_db=self.gain_db,
+                position_m=self.position_m,
+                velocity_m_s=self.velocity_m_s,
+                is_los=self.is_los,
+                site_position_m=self.site_position_m,
+            )
 
     @classmethod
     def load(cls, path: Path | str) -> ChannelBank:

@@ -18,6 +18,7 @@ from pydantic import (
 from torch import Tensor
 
 from uara.radio.mcs import Direction, mcs_efficiency
+from uara.young_fields import dump_without_defaults
 
 THERMAL_NOISE_DBM_PER_HZ = -174.0  # k T at 290 K, rounded as in 3GPP TR 38.901 Table 7.8-1 runs
 
@@ -52,12 +53,7 @@ class LinkConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Fields younger than the first stored hashes stay out of them while they change nothing.
-        content: dict[str, Any] = dump(self)
-        for name in ("interference", "adaptation"):
-            if content.get(name) == type(self).model_fields[name].default:
-                del content[name]
-        return content
+        return dump_without_defaults(self, dump, ("interference", "adaptation"))
 
     @property
     def uplink_noise_w_per_hz(self) -> float:

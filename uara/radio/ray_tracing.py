@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def probe() -> str:
     scene.add(rt.Receiver("device0", position=[5.0, 0.0, 1.5]))
     paths = rt.PathSolver()(scene, max_depth=1, samples_per_src=1000, diffraction=True)
     assert np.asarray(paths.valid).any(), "two points in one street see each other"
-    return _version()
+    return version("sionna-rt")
 
 
 def build(folder: Path) -> None:
@@ -116,17 +117,14 @@ def build(folder: Path) -> None:
     start_s = time.perf_counter()
     plan = json.loads((folder / "plan.json").read_text())
     config = plan["metadata"]["config"]
-    _use_threads(plan["workers"])
-    scene = _load(plan["scene"], config["carrier_hz"])
-    ground = survey(scene, plan)
-    site_m = place_sites(scene, ground, plan)
+    scene, ground, site_m = _city(plan)
     tracks = [draw_tracks(np.random.default_rng(seed), config, ground) for seed in plan["seeds"]]
     position, velocity = (np.stack(arrays) for arrays in zip(*tracks, strict=True))
     waypoint_m, nearest = waypoints_of(position, ground)
     paths = trace(scene, waypoint_m, site_m, ground, config["device_height_m"])
     gain_db, is_los = replay(paths, waypoint_m, nearest, position, velocity, config)
     metadata = plan["metadata"] | {
-        "sionna_version": _version(),
+        "sionna_version": version("sionna-rt"),
         "build_s": round(time.perf_counter() - start_s, 3),
     }
     np.savez(
@@ -146,10 +144,7 @@ def draw_map(folder: Path) -> None:
     import sionna.rt as rt
 
     plan = json.loads((folder / "plan.json").read_text())
-    _use_threads(plan["workers"])
-    scene = _load(plan["scene"], plan["metadata"]["config"]["carrier_hz"], sectors=True)
-    ground = survey(scene, plan)
-    site_m = place_sites(scene, ground, plan)
+    scene, ground, site_m = _city(plan, sectors=True)
     for e, (site, yaw) in enumerate(zip(site_m, first_yaw(site_m), strict=True)):
         for k in range(3):
             orientation = [float(yaw) + k * 2 * math.pi / 3, 0.0, 0.0]
@@ -175,6 +170,16 @@ def draw_map(folder: Path) -> None:
         site_m=site_m,
         extent_m=np.array(side_m / 2),
     )
+
+
+def _city(plan: dict[str, Any], *, sectors: bool = False) -> tuple[Any, Ground, Array]:
+    """Load the plan's scene, look at it from above, and place the sites (E, 3)."""
+    import drjit
+
+    drjit.set_thread_count(plan["workers"])
+    scene = _load(plan["scene"], plan["metadata"]["config"]["carrier_hz"], sectors=sectors)
+    ground = survey(scene, plan)
+    return scene, ground, place_sites(scene, ground, plan)
 
 
 def survey(scene: Any, plan: dict[str, Any]) -> Ground:
@@ -372,7 +377,8 @@ def trace(
         away = part[:, None] - site_m[:, :2]
         bearing = np.arctan2(away[..., 1], away[..., 0])
         parts.append(_paths_of(solved, first_yaw(site_m), bearing))
-        _report(first + len(part), len(waypoint_m))
+        report = {"done": first + len(part), "total": len(waypoint_m)}
+        print(json.dumps(report), flush=True)
     return _joined(parts)
 
 
@@ -486,22 +492,6 @@ def _load(name: str, carrier_hz: float, *, sectors: bool = False) -> Any:
     scene.tx_array = rt.PlanarArray(pattern="tr38901" if sectors else "iso", **element)
     scene.rx_array = rt.PlanarArray(pattern="iso", **element)
     return scene
-
-
-def _use_threads(count: int) -> None:
-    import drjit
-
-    drjit.set_thread_count(count)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("sionna-rt")
-
-
-def _report(done: int, total: int) -> None:
-    print(json.dumps({"done": done, "total": total}), flush=True)
 
 
 if __name__ == "__main__":

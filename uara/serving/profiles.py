@@ -146,38 +146,34 @@ def _llama_node(size: str) -> Phone:
     )
 
 
+def _a100_rack(
+    gpus: int, name: str, model: str, parameters: float, *, layers: int, tokens_per_s: float
+) -> Rack:
+    """Make a rack of arXiv 2603.19133: grouped-query attention, its time per token printed."""
+    return _rack(
+        f"{gpus}xA100-40GB-{name}",
+        parameters=parameters,
+        weight_bytes=2 * parameters,
+        memory_bytes_per_s=1.555e12,
+        flop_per_s=gpus * 312e12,
+        kv_bytes_per_token=layers * 8 * 128 * 2 * 2,
+        memory_bytes=gpus * 40e9,
+        power_w=gpus * 400.0,
+        measured_forward_s=1 / tokens_per_s,
+        source=f"arXiv 2603.19133: {tokens_per_s} tokens/s of plain decoding on GSM8K; {model}: "
+        f"{parameters / 1e9}e9 weights in 16 bit, {layers} layers of 8 key-value heads of 128; "
+        "A100 data sheet: 312 TFLOP/s, 400 W",
+    )
+
+
 PAPER_RACKS: dict[str, Rack] = {
     rack.name: rack
     for rack in (
         *_gpt2_racks(),
         _llama_rack("7b"),
         _llama_rack("13b"),
-        _rack(
-            "2xA100-40GB-qwen3-32b",
-            parameters=32.8e9,
-            weight_bytes=65.6e9,
-            memory_bytes_per_s=1.555e12,
-            flop_per_s=2 * 312e12,
-            kv_bytes_per_token=64 * 8 * 128 * 2 * 2,
-            memory_bytes=80e9,
-            power_w=800.0,
-            measured_forward_s=1 / 13.89,
-            source="arXiv 2603.19133: 13.89 tokens/s of plain decoding on GSM8K; Qwen3-32B: 32.8e9 "
-            "weights in 16 bit, 64 layers of 8 key-value heads of 128; A100: 312 TFLOP/s, 400 W",
-        ),
-        _rack(
-            "4xA100-40GB-llama-3.1-70b",
-            parameters=70.6e9,
-            weight_bytes=141.2e9,
-            memory_bytes_per_s=1.555e12,
-            flop_per_s=4 * 312e12,
-            kv_bytes_per_token=80 * 8 * 128 * 2 * 2,
-            memory_bytes=160e9,
-            power_w=1600.0,
-            measured_forward_s=1 / 6.87,
-            source="arXiv 2603.19133: 6.87 tokens/s of plain decoding on GSM8K; Llama-3.1-70B: "
-            "70.6e9 weights in 16 bit, 80 layers of 8 key-value heads of 128; A100 data sheet",
-        ),
+        _a100_rack(2, "qwen3-32b", "Qwen3-32B", 32.8e9, layers=64, tokens_per_s=13.89),
+        _a100_rack(4, "llama-3.1-70b", "Llama-3.1-70B", 70.6e9, layers=80, tokens_per_s=6.87),
     )
 }
 
@@ -213,30 +209,31 @@ def _gpt2_phones() -> list[Phone]:
     return phones
 
 
-# arXiv 2603.19133 on a Jetson AGX Orin (32 GB; 40 W at most by its data sheet): drafting times of
-# its tables, 97.46 ms for 4 tokens and 171.05 ms for 7 (7 follows from the accepted lengths).
+def _jetson(name: str, model: str, parameters: float, *, draft_s: float, tokens: int) -> Phone:
+    """Make a drafter of arXiv 2603.19133: a Jetson AGX Orin, 40 W at most by its data sheet.
+
+    Its tables print the time of whole drafts; that Llama's has 7 tokens follows from the accepted
+    lengths.
+    """
+    return Phone(
+        f"jetson-agx-orin-{name}",
+        draft_time_s=draft_s / tokens,
+        draft_power_w=40.0,
+        source=f"arXiv 2603.19133: {1e3 * draft_s:.2f} ms for {tokens} draft tokens of {model} on "
+        "GSM8K",
+        battery_wh=MAINS,
+        draft_flop_per_token=2 * parameters,
+    )
+
+
 PAPER_PHONES: dict[str, Phone] = {
     phone.name: phone
     for phone in (
         *_gpt2_phones(),
         _llama_node("68m"),
         _llama_node("1.1b"),
-        Phone(
-            "jetson-agx-orin-qwen3-0.6b",
-            draft_time_s=97.46e-3 / 4,
-            draft_power_w=40.0,
-            source="arXiv 2603.19133: 97.46 ms for 4 draft tokens of Qwen3-0.6B on GSM8K",
-            battery_wh=MAINS,
-            draft_flop_per_token=2 * 0.6e9,
-        ),
-        Phone(
-            "jetson-agx-orin-llama-3.2-1b",
-            draft_time_s=171.05e-3 / 7,
-            draft_power_w=40.0,
-            source="arXiv 2603.19133: 171.05 ms for 7 draft tokens of Llama-3.2-1B on GSM8K",
-            battery_wh=MAINS,
-            draft_flop_per_token=2 * 1.24e9,
-        ),
+        _jetson("qwen3-0.6b", "Qwen3-0.6B", 0.6e9, draft_s=97.46e-3, tokens=4),
+        _jetson("llama-3.2-1b", "Llama-3.2-1B", 1.24e9, draft_s=171.05e-3, tokens=7),
     )
 }
 

@@ -25,7 +25,7 @@ from uara.world.batteries import BatteryConfig
 from uara.world.memory import MemoryConfig
 from uara.world.outages import OutageConfig
 from uara.world.requests import RequestConfig
-from uara.world.young_fields import dump_without_defaults
+from uara.young_fields import dump_without_defaults
 
 Factor = Annotated[float, Field(gt=0)]
 

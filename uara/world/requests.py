@@ -35,7 +35,7 @@ from uara.world.conversations import ConversationConfig, draw_history
 from uara.world.lengths import AnswerLengths, draw_lengths
 from uara.world.streams import Purpose, uniform
 from uara.world.tasks import DEFAULT_TASKS, TaskType
-from uara.world.young_fields import dump_without_defaults
+from uara.young_fields import dump_without_defaults
 
 __all__ = ["AnswerLengths", "RequestConfig", "RequestTable", "TaskType", "draw_requests"]
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from uara.world.young_fields import dump_without_defaults
+from uara.young_fields import dump_without_defaults
 
 LengthLaw = Literal["exponential", "lognormal", "fixed"]
 

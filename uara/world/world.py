@@ -26,6 +26,7 @@ from uara.world.acceptance import (
     positional_rates,
 )
 from uara.world.batteries import Drain, drain, draw_battery_j
+from uara.world.carry import carry_work
 from uara.world.channel import ChannelReplay, look_up
 from uara.world.config import (
     MACHINE_TIMES,
@@ -36,7 +37,7 @@ from uara.world.config import (
     phone_constants,
     reachable,
 )
-from uara.world.holding import Holding, carry_memory, held_tokens, hold_back
+from uara.world.holding import Holding, held_tokens, hold_back
 from uara.world.native_slot import NativeSlot, knows_world
 from uara.world.outages import draw_outages, outages_at, reachable_in_outage
 from uara.world.progress import Progress
@@ -401,41 +402,10 @@ class World:
         Returns:
             failed requests (B, M) and KV memory that servers got back (B, E), where there are such.
         """
-        now, request, tokens = self.progress, self._request(), played.tokens
-        is_sent = played.time_up >= played.upload_s
-        upload_bits = (now.upload_bits - played.time_up * plan.uplink_bps).clamp_min(0)
-        upload_bits = upload_bits.masked_fill(is_sent, 0)
-        is_prefilled = played.prefill_tokens >= plan.prefill_tokens * (1 - 1e-6)
-        context = request["prompt_tokens"] + (now.tokens + tokens)
-        kv_start = request["prompt_tokens"] + now.tokens - plan.prefill_tokens
-        kv = torch.where(
-            is_prefilled & (upload_bits <= 0), context, kv_start + played.prefill_tokens
+        now, prompt_tokens = self.progress, self._request()["prompt_tokens"]
+        goes_on, freed = carry_work(
+            now, prompt_tokens, decision, plan, played, rates, holding, drained
         )
-        accepted = tokens / plan.tokens_per_round * plan.accepted_per_round
-        tested = accepted / rates.per_tested.clamp_min(1e-6)
-
-        # What a device decodes by itself leaves prompt, cache and server alone.
-        by_itself = plan.is_device_only
-        goes_on = now.active & ~played.is_finished
-        if drained is not None:
-            goes_on = goes_on & ~drained.dies
-        keep = goes_on.to(tokens.dtype)
-        if played.kv_moving_tokens is not None and played.kv_moved_tokens is not None:
-            arriving = played.kv_moving_tokens - played.kv_moved_tokens
-            kv = kv - arriving
-            before = now.kv_arriving_tokens
-            assert before is not None, "KV caches are moved but not accounted for"
-            now.kv_arriving_tokens = torch.where(by_itself, before, arriving) * keep
-        upload_bits = torch.where(by_itself, now.upload_bits, upload_bits)
-        kv = torch.where(by_itself, now.kv_tokens, kv)
-        server = torch.where(by_itself, now.server, decision.server)
-        freed = carry_memory(now, kv, server, goes_on, by_itself, played.is_finished, holding)
-        now.kv_tokens = kv * keep
-        now.tokens = (now.tokens + tokens) * keep
-        now.server = server.masked_fill(~goes_on, -1)
-        now.accepted = (now.accepted + accepted) * keep
-        now.tested = (now.tested + tested) * keep
-        now.ttft_s = played.ttft_s.masked_fill(~goes_on, torch.inf)
         now.finished = now.finished + played.is_finished
         now.arrived = now.arrived + self._arrivals_now()
         failed = None if drained is None else now.drain(drained.spent_j)
@@ -451,7 +421,7 @@ class World:
             if freed is not None:
                 freed = freed + sum_by_server(dropped, at.clamp_min(0), self.num_servers)
         bits = self.physics.codec.prompt_bits(new_tokens) + request["attachment_bits"]
-        now.upload_bits = torch.where(starts, bits, upload_bits * keep)
+        now.upload_bits = torch.where(starts, bits, now.upload_bits)
         if self.config.outages is not None:
             lost = now.lose_caches(self._outages_now()[0])
             freed = None if freed is None else freed + lost

@@ -8,7 +8,8 @@ import pytest
 
 from uara.decoding.records import RequestRecord, RoundRecord
 from uara.errors import UserError
-from uara.figures.timeline import draw_timeline, request_spans, save_timeline
+from uara.figures.png import write_png
+from uara.figures.timeline import draw_timeline, request_spans
 
 RECORD = RequestRecord(
     sid=1, device=0, task=0, arrival_s=0.2, prompt_tokens=9, text_tokens=3, start_s=0.5,
@@ -43,7 +44,7 @@ def test_the_wasted_share_is_drawn_at_the_drafts_end(tmp_path: Path) -> None:
     assert len(wasted) == 1
     assert (wasted[0].x0, wasted[0].x1) == pytest.approx((1.7, 1.9))
     path = tmp_path / "timeline.png"
-    save_timeline(figure, path)
+    write_png(figure, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["timeline.png"]
 
 

@@ -66,6 +66,13 @@ def test_gain_is_linear_and_within_half_a_step_of_float16(bank):
     assert abs(float(exact.astype(np.float16)[0]) - exact[0]) <= 0.0625
 
 
+@pytest.mark.parametrize("world", [-1, 6])
+def test_a_world_that_is_not_there_is_refused(bank, world):
+    assert refusal(lambda: bank.check_has(world)) == f"world is {world}: the bank has worlds 0 to 5"
+    bank.check_has(0)
+    bank.check_has(5)
+
+
 def test_splits_share_the_worlds_out(bank):
     assert bank.worlds("train").tolist() == [0, 1, 2]
     assert bank.worlds("tuning").tolist() == [3]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from uara import native
 from uara.network import Decision, NetworkState
 from uara.prediction import Physics, PhysicsConfig
 from uara.radio.link import LinkConfig
@@ -21,8 +20,6 @@ from uara.world.native_slot import knows_world
 from uara.world.world import World
 
 MakeWorld = Callable[..., World]
-
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C compiler here")
 
 
 def reset(world: World, rows: list[bool], seed: int) -> None:
@@ -63,7 +60,6 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], where: str) 
         )
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("devices", "servers", "mode"),
     [(5, 3, "sd"), (33, 2, "sd"), (16, 1, "sd"), (7, 3, "server_ar")],
@@ -104,7 +100,6 @@ def test_slots_are_those_of_torch(
     assert seen["handover"] > 0 or servers == 1
 
 
-@needs_compiler
 def test_requests_carried_along_are_those_of_the_table(make_world: MakeWorld) -> None:
     world = make_world([[-95.0, -105.0, -112.0]] * 9, num=2, arrivals_per_s=0.3)
     assert world.compile()
@@ -120,7 +115,6 @@ def test_requests_carried_along_are_those_of_the_table(make_world: MakeWorld) ->
     assert now.finished.max() > 0
 
 
-@needs_compiler
 def test_states_handed_out_do_not_change(make_world: MakeWorld) -> None:
     world = make_world([[-95.0, -105.0, -112.0]] * 9, num=2, arrivals_per_s=0.3)
     world.compile()
@@ -136,7 +130,6 @@ def test_states_handed_out_do_not_change(make_world: MakeWorld) -> None:
     assert any(not torch.equal(records(world)[name], copies[name]) for name in copies)
 
 
-@needs_compiler
 def test_decisions_with_modes_of_their_own_are_played_by_torch(make_world: MakeWorld) -> None:
     worlds = [make_world([[-95.0, -105.0, -112.0]] * 4, arrivals_per_s=0.3) for _ in range(2)]
     worlds[1].compile()

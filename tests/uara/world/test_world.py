@@ -3,94 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from tests.uara.world.episodes import GAIN_DB, Episode, constant, play, same, start, wandering
 from uara.errors import UserError
 from uara.network import Decision, NetworkState, Phase, SlotOutcome
 from uara.prediction import Physics, PhysicsConfig, predict
 from uara.serving.acceptance import AcceptanceTable, TaskAcceptance
 from uara.serving.modes import MODE_INDEX
-from uara.world.config import WorldConfig, reachable
+from uara.world.config import WorldConfig
 from uara.world.requests import TaskType
 from uara.world.world import World
 
 MakeWorld = Callable[..., World]
 OneTask = Callable[[int, int, float], TaskType]
-Decide = Callable[[NetworkState], Decision]
-
-GAIN_DB = [[-95.0, -105.0, -112.0], [-108.0, -98.0, -115.0], [-101.0, -99.0, -104.0]]
-
-
-def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Tell whether both are equal tensors or both missing."""
-    return a is b if a is None or b is None else torch.equal(a, b)
-
-
-def start(world: World, *episodes: int) -> World:
-    """Begin an episode in every network, all in the bank's first world."""
-    everywhere = torch.ones(world.num_networks, dtype=torch.bool)
-    first = torch.zeros(world.num_networks, dtype=torch.long)
-    world.reset(everywhere, first, torch.tensor(episodes))
-    return world
-
-
-def constant(state: NetworkState, *, server: int = 0, length: int = 4) -> Decision:
-    """Send everybody to one server, its band divided equally."""
-    like = torch.zeros_like(state.server)
-    users = state.has_request.sum(1, keepdim=True).clamp_min(1)
-    return Decision(
-        server=torch.full_like(like, server),
-        bandwidth_hz=(state.uplink_bandwidth_hz[:, [server]] / users).expand(like.shape),
-        power_w=state.power_max_w,
-        draft_length=torch.full_like(like, length),
-    )
-
-
-def wandering(seed: int, length: int | None = None) -> Decide:
-    """Decide at random in every slot, handovers in mid-request included."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def decide(state: NetworkState) -> Decision:
-        shape = state.server.shape
-        lengths = torch.randint(0, 9, shape, generator=draw)
-        moves = torch.rand(shape, generator=draw) < 0.1
-        anew = torch.randint(state.num_servers, shape, generator=draw)
-        return Decision(
-            server=torch.where(moves | (state.server < 0), anew, state.server),
-            bandwidth_hz=2e5 * torch.rand(shape, generator=draw) + 2e4,
-            power_w=state.power_max_w * torch.rand(shape, generator=draw),
-            draft_length=lengths if length is None else torch.full(shape, length),
-        )
-
-    return decide
-
-
-@dataclass
-class Episode:
-    """All slots of a drained episode."""
-
-    states: list[NetworkState]
-    outcomes: list[SlotOutcome]
-
-    def stack(self, name: str) -> Tensor:
-        """Stack a field of the outcomes along time, (T, B, ...)."""
-        return torch.stack([getattr(outcome, name) for outcome in self.outcomes])
-
-
-def play(world: World, decide: Decide, *, true: bool = True, most_slots: int = 3000) -> Episode:
-    episode = Episode([], [])
-    for _ in range(most_slots):
-        episode.states.append(world.state(true=true))
-        episode.outcomes.append(world.step(decide(episode.states[-1])))
-        if episode.outcomes[-1].drained.all():
-            return episode
-    raise AssertionError("the episode did not end")
 
 
 @pytest.fixture(scope="module")
@@ -300,70 +231,10 @@ def test_batched_networks_play_as_each_would_alone(make_world: MakeWorld) -> Non
         torch.testing.assert_close(together.alive_s[1:], single.alive_s)
 
 
-# What controllers may know.
-
-
-def test_controllers_see_no_answer_length(make_world: MakeWorld) -> None:
-    honest, longer = (start(make_world(GAIN_DB, arrivals_per_s=0.3), 8) for _ in range(2))
-    longer.requests.output_tokens.add_(1000)
-    for _ in range(60):
-        seen, also_seen = honest.state(), longer.state()
-        for field in fields(NetworkState):
-            assert same(getattr(seen, field.name), getattr(also_seen, field.name)), field.name
-        outcome = honest.step(constant(seen))
-        longer.step(constant(also_seen))
-        if outcome.finished.any():
-            return
-    raise AssertionError("no answer ended")
-
-
-def test_controllers_learn_the_acceptance_only_from_rounds(
-    make_world: MakeWorld, one_task: OneTask
-) -> None:
-    world = make_world([[-95.0]], tasks=[one_task(300, 400, 0.0)], arrivals_per_s=0.5)
-    start(world, 1)
-    world.requests.acceptance.fill_(0.9)  # the task's mean is 0.7
-    guesses = []
-    for _ in range(30):
-        state = world.state()
-        if state.has_request.any():
-            assert world.state(true=True).acceptance.item() == pytest.approx(0.9)
-            if state.tokens_so_far == 0:
-                assert state.acceptance.item() == pytest.approx(0.7)
-            guesses.append(state.acceptance.item())
-        world.step(constant(state))
-    assert guesses == sorted(guesses)
-    assert 0.75 < guesses[-1] < 0.9
+# What a slot brings in each mode.
 
 
 ALL_MODES = ("sd", "server_ar", "device_only", "psd", "async")
-
-
-@pytest.mark.parametrize(("length", "true"), [(1, 0.4), (4, 0.85)])
-@pytest.mark.parametrize("mode", ["sd", "psd", "async"])
-def test_estimate_comes_to_the_acceptance_of_the_request_in_each_mode(
-    make_world: MakeWorld, one_task: OneTask, mode: str, length: int, true: float
-) -> None:
-    physics = Physics.of(PhysicsConfig(mode=mode, window=2))
-    task = one_task(200, 4000, 0.0)
-    world = make_world(
-        [[-90.0]], tasks=[task], arrivals_per_s=0.5, physics=physics, acceptance_prior_tokens=0.5
-    )
-    start(world, 1)
-    world.requests.acceptance.fill_(true)
-    while world.state().tokens_so_far < 60:
-        world.step(constant(world.state(), length=length))
-    state, now = world.state(), world.progress
-    tested = now.tested.item()
-    assert state.acceptance.item() == pytest.approx(true, abs=0.01)
-    assert now.accepted.item() == pytest.approx(true * tested, rel=1e-4)
-    # Every token was tested, but for the bonus behind a draft accepted as a whole.
-    bonus = 0.0
-    if mode == "sd":
-        bonus = true**length / sum(true**k for k in range(length + 1))
-    tokens = state.tokens_so_far.item()
-    rejected = tested - now.accepted.item()
-    assert now.accepted.item() + rejected == pytest.approx(tokens * (1 - bonus), rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
@@ -407,24 +278,6 @@ def test_world_of_fluid_servers_answers_every_request(make_world: MakeWorld, mod
     assert torch.equal(episode.stack("finished").sum(0), drawn)
     power_w = world.state().server_power_w
     assert (episode.stack("server_energy_j") <= 0.5 * power_w * (1 + 1e-5)).all()
-
-
-def test_controllers_see_old_filtered_gains_and_the_world_uses_those_of_the_slot(
-    make_world: MakeWorld,
-) -> None:
-    level_db = np.random.default_rng(0).uniform(-120, -90, (12, 1, 1)).astype(np.float16)
-    world = start(make_world(level_db, csi_delay_slots=2, gain_filter_s=0.0), 1)
-    for slot in range(12):
-        expected = 10 ** (level_db[max(slot - 2, 0)].item() / 10)
-        assert world.state().gain.item() == pytest.approx(expected, rel=1e-5)
-        now = 10 ** (level_db[slot].item() / 10)
-        assert world.state(true=True).gain.item() == pytest.approx(now, rel=1e-5)
-        world.step(constant(world.state()))
-
-
-def test_strongest_server_is_always_in_reach() -> None:
-    gain = 10 ** (torch.tensor([[[-100.0, -139.0, -141.0], [-150.0, -145.0, -160.0]]]) / 10)
-    assert reachable(gain, -140.0).tolist() == [[[True, True, False], [False, True, False]]]
 
 
 # Resets, ends and refusals.
