@@ -96,6 +96,8 @@ class Drafted:
 
     token: int
     row: Pairs
+    sid: int = -1
+    epoch: int = 0  # in which the job began
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,16 @@ class Finish:
     refusal: str = ""
 
 
-DeviceEffect = SendUp | DraftToken | Resolve | Finish
+@dataclass(frozen=True)
+class Judged:
+    """A verdict was applied: of the tokens `drafted` from `base` on, `accepted` stand."""
+
+    base: int
+    accepted: int
+    drafted: int
+
+
+DeviceEffect = SendUp | DraftToken | Resolve | Judged | Finish
 DeviceStep = tuple[DeviceState, tuple[DeviceEffect, ...]]
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +19,17 @@ from uara.decoding import server as srv
 from uara.decoding.batcher import Batcher, Forward
 from uara.decoding.drafter import Drafter
 from uara.decoding.kv import SequenceModel
-from uara.decoding.links import FluidLink
+from uara.decoding.local_device import LocalState
+from uara.decoding.nodes import (
+    DeviceNode,
+    KernelSettings,
+    Parcel,
+    Scatter,
+    ServerNode,
+    StalledRun,
+)
+from uara.decoding.parallel_device import ParallelDeviceState
+from uara.decoding.parallel_session import ParallelSession
 from uara.decoding.protocol import (
     Draft,
     Format,
@@ -41,7 +49,12 @@ from uara.decoding.scenario import (
     ServerProfile,
     SlotPlan,
 )
-from uara.decoding.verifier import Contract, Verifier
+from uara.decoding.verifier import Verifier
+from uara.serving.modes import MODES
+
+__all__ = ["DeviceNode", "KernelSettings", "Planner", "ServerNode", "VirtualKernel"]
+
+_MODE_NAMES = tuple(MODES)
 
 
 class Planner(Protocol):
@@ -49,65 +62,6 @@ class Planner(Protocol):
 
     def plan(self, now: float, kernel: VirtualKernel) -> SlotPlan:
         """Return the plan of the slot that begins now."""
-
-
-@dataclass(frozen=True)
-class KernelSettings:
-    """What the kernel needs besides models, requests and plans.
-
-    Attributes:
-        slot_s: time between plans.
-        contract: of every session.
-        frame_overhead_bytes: added to every frame on a link.
-        prefill_chunk_tokens: prompt tokens that one forward takes along.
-        tokenizer_hash: sent with every request.
-        session_seed: gives a session's seed.
-        drain_slots: the run is stopped so many slots after the last arrival.
-    """
-
-    slot_s: float
-    contract: Contract
-    session_seed: Callable[[int], int]
-    frame_overhead_bytes: int = 40
-    prefill_chunk_tokens: int = 512
-    tokenizer_hash: int = 0
-    drain_slots: int = 4000
-
-
-@dataclass(frozen=True)
-class _Parcel:
-    """A frame on a link."""
-
-    sid: int
-    data: bytes
-
-
-@dataclass
-class DeviceNode:
-    """A device at run time."""
-
-    profile: DeviceProfile
-    uplink: FluidLink[_Parcel] = field(default_factory=FluidLink)
-    downlink: FluidLink[_Parcel] = field(default_factory=FluidLink)
-    state: dev.DeviceState = field(default_factory=dev.DeviceState)
-    waiting: deque[Request] = field(default_factory=deque)
-    request: Request | None = None
-    drafter: Drafter | None = None
-    unread_tokens: int = 0
-    busy_until_s: float = 0.0
-    draft_s: float = 0.0
-    last_delivery_s: float = 0.0
-    last_arrival_s: float = 0.0
-
-
-@dataclass
-class ServerNode:
-    """A server at run time."""
-
-    profile: ServerProfile
-    verifier: Verifier
-    state: srv.ServerState
-    busy_s: float = 0.0
 
 
 class VirtualKernel:
@@ -133,7 +87,7 @@ class VirtualKernel:
             ServerNode(profile, Verifier(target), self._server_state(index, profile, target))
             for index, profile in enumerate(servers)
         ]
-        self.recorder = Recorder()
+        self.recorder = Recorder(settings.keeps_rounds)
         self.owner: dict[int, int] = {}
         self.plan: SlotPlan | None = None
         self.now = 0.0
@@ -141,6 +95,9 @@ class VirtualKernel:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._draws: dict[int, Draws] = {}
+        self._scatter = Scatter(settings.jitter)
+        self._closed: set[int] = set()
+        self._last_commit_s = 0.0
         form = settings.contract
         self._format = Format(form.rule, target.vocab_size, form.top_k)
         self._unfinished = len(requests)
@@ -194,6 +151,7 @@ class VirtualKernel:
 
     def _begin_slot(self) -> None:
         """Admit requests, ask for a plan, and apply it."""
+        self._check_progress()
         starting = []
         for index, node in enumerate(self.devices):
             if node.request is None and node.waiting:
@@ -217,6 +175,22 @@ class VirtualKernel:
         self.slot += 1
         self._at(self.slot * self.settings.slot_s, self._begin_slot)
 
+    def _check_progress(self) -> None:
+        limit_s = self.settings.watchdog_s
+        alive = [node.state.sid for node in self.devices if node.request is not None]
+        if not alive:
+            self._last_commit_s = self.now
+        if limit_s is not None and self.now - self._last_commit_s > limit_s:
+            raise StalledRun(
+                f"requests {alive} are alive at {self.now:.3f} s, but nothing was committed since "
+                f"{self._last_commit_s:.3f} s"
+            )
+
+    def _mode(self, index: int) -> str:
+        assert self.plan is not None, "a mode needs a plan"
+        plan = self.plan
+        return self.settings.mode if plan.mode is None else _MODE_NAMES[int(plan.mode[index])]
+
     def _replan_server(self, sid: int, device: int) -> None:
         owner = self.owner.get(sid)
         if owner is None or self.plan is None:
@@ -237,7 +211,11 @@ class VirtualKernel:
         unread = request.prompt_tokens - len(request.text)
         node.unread_tokens = unread
         draft_length = int(self.plan.draft_length[index])
-        if draft_length and len(request.text) > 1:
+        node.state = self.settings.first_state(self._mode(index))
+        is_local = isinstance(node.state, LocalState)
+        if is_local:
+            self.recorder.requests[request.sid].upload_end_s = self.now
+        if (draft_length or is_local) and len(request.text) > 1:
             read = node.drafter.read(request.text) + unread
             node.unread_tokens = 0
             node.busy_until_s = self.now + read * node.profile.read_token_s
@@ -263,9 +241,9 @@ class VirtualKernel:
     def _step_device(self, index: int, event: dev.DeviceEvent) -> None:
         node = self.devices[index]
         sid = node.state.sid
-        node.state, effects = dev.step_device(node.state, event)
+        effects = node.step(event)
         if node.request is not None and node.state.sid == sid and sid >= 0:
-            self.recorder.commit(sid, node.state.answer.tokens, self.now)
+            self._commit(sid, node.state.answer.tokens)
         for effect in effects:
             match effect:
                 case dev.SendUp():
@@ -274,8 +252,17 @@ class VirtualKernel:
                     self._draft(index, effect)
                 case dev.Resolve():
                     self._resolve(index, effect)
+                case dev.Judged():
+                    self.recorder.settle_round(
+                        sid, effect.base, effect.accepted, effect.drafted, self.now
+                    )
                 case dev.Finish():
                     self._finish(index, effect)
+
+    def _commit(self, sid: int, tokens: tuple[int, ...]) -> None:
+        if len(tokens) > len(self.recorder.requests[sid].tokens):
+            self._last_commit_s = self.now
+            self.recorder.commit(sid, tokens, self.now)
 
     def _draft(self, index: int, effect: dev.DraftToken) -> None:
         node = self.devices[index]
@@ -284,13 +271,23 @@ class VirtualKernel:
         extra = drawn.tokens_read - 1 + node.unread_tokens
         node.unread_tokens = 0
         start = max(self.now, node.busy_until_s)
-        duration = node.profile.draft_time_s + extra * node.profile.read_token_s
+        duration = self._scatter.draft(
+            node.profile.draft_time_s + extra * node.profile.read_token_s
+        )
         node.draft_s += duration
-        if not node.state.block:
-            record = self.recorder.round(node.state.sid, node.state.position)
-            record.draft_start_s = start
-        event = dev.Drafted(drawn.token, drawn.row)
-        self._at(start + duration, partial(self._step_device, index, event))
+        node.busy_until_s = start + duration
+        state = node.state
+        if not isinstance(state, LocalState) and not state.block:
+            is_ahead = isinstance(state, ParallelDeviceState)
+            position = state.block_start if is_ahead else state.position
+            self.recorder.round(state.sid, position).draft_start_s = start
+        event = dev.Drafted(drawn.token, drawn.row, state.sid, effect.epoch)
+        self._at(start + duration, partial(self._drafted, index, event))
+
+    def _drafted(self, index: int, event: dev.Drafted) -> None:
+        # The last step of a request may end when the next one has begun.
+        if event.sid == self.devices[index].state.sid:
+            self._step_device(index, event)
 
     def _resolve(self, index: int, effect: dev.Resolve) -> None:
         node = self.devices[index]
@@ -305,7 +302,7 @@ class VirtualKernel:
         node = self.devices[index]
         request = node.request
         assert request is not None, "only a request can finish"
-        self.recorder.commit(request.sid, effect.tokens, self.now)
+        self._commit(request.sid, effect.tokens)
         record = self.recorder.requests[request.sid]
         record.refusal, record.finish_s = effect.refusal, self.now
         node.request, node.drafter = None, None
@@ -326,8 +323,9 @@ class VirtualKernel:
             record = self.recorder.round(frame.sid, frame.base)
             record.draft_end_s, record.uplink_bytes = self.now, size
             record.draft_length = len(frame.tokens)
+            bits += self.settings.priced_row_bits * len(frame.tokens)
         self.recorder.requests[frame.sid].uplink_bytes += size
-        node.uplink.push(_Parcel(frame.sid, data), bits, self.now)
+        node.uplink.push(Parcel(frame.sid, data), bits, self.now)
         self._announce(index)
 
     def _send_down(self, server: int, frame: Frame) -> None:
@@ -338,7 +336,7 @@ class VirtualKernel:
         if isinstance(frame, Token | Verdict):
             position = frame.position if isinstance(frame, Token) else frame.base
             self.recorder.round(frame.sid, position).downlink_bytes = size
-        self.devices[request.device].downlink.push(_Parcel(frame.sid, data), 8.0 * size, self.now)
+        self.devices[request.device].downlink.push(Parcel(frame.sid, data), 8.0 * size, self.now)
         self._announce(request.device)
 
     def _announce(self, index: int) -> None:
@@ -355,7 +353,7 @@ class VirtualKernel:
     def _one_way_s(self, device: int, sid: int) -> float:
         assert self.plan is not None, "frames travel under a plan"
         server = self.owner.get(sid, int(self.plan.server[device]))
-        return self.servers[server].profile.rtt_s / 2
+        return self._scatter.path(self.servers[server].profile.rtt_s / 2)
 
     def _uplink_done(self, index: int, version: int) -> None:
         node = self.devices[index]
@@ -367,15 +365,19 @@ class VirtualKernel:
         self._at(arrival, partial(self._arrive_up, index, parcel))
         self._announce(index)
 
-    def _arrive_up(self, index: int, parcel: _Parcel) -> None:
+    def _arrive_up(self, index: int, parcel: Parcel) -> None:
         assert self.plan is not None, "frames travel under a plan"
         frame = decode(parcel.data, self._format)
+        if frame.sid in self._closed:
+            return
         if isinstance(frame, Open):
             self.owner[frame.sid] = int(self.plan.server[index])
             self.recorder.requests[frame.sid].upload_end_s = self.now
         if isinstance(frame, Draft) and frame.tokens:
             self.recorder.round(frame.sid, frame.base).uplink_end_s = self.now
-        event = srv.Received(frame, int(self.plan.draft_length[index]))
+        event = srv.Received(
+            frame, int(self.plan.draft_length[index]), self.devices[index].overlap
+        )
         self._step_server(self.owner[frame.sid], event)
 
     def _downlink_done(self, index: int, version: int) -> None:
@@ -388,10 +390,12 @@ class VirtualKernel:
         self._at(delivery, partial(self._arrive_down, index, parcel))
         self._announce(index)
 
-    def _arrive_down(self, index: int, parcel: _Parcel) -> None:
+    def _arrive_down(self, index: int, parcel: Parcel) -> None:
         frame = decode(parcel.data, self._format)
         if isinstance(frame, Verdict):
-            self.recorder.close_round(frame.sid, frame.base, frame.accepted, self.now)
+            # A parallel device says itself what a verdict has judged.
+            if self.devices[index].overlap is None:
+                self.recorder.close_round(frame.sid, frame.base, frame.accepted, self.now)
         elif isinstance(frame, Token):
             self.recorder.close_round(frame.sid, frame.position, 0, self.now)
         self._step_device(index, dev.Received(frame))
@@ -414,14 +418,18 @@ class VirtualKernel:
                     )
                     done = srv.TailsDrawn(need, tails)
                     self._at(self.now, partial(self._step_server, index, done))
+                case srv.JudgeByKeptRow():
+                    self._judge(index, effect)
                 case srv.OpenCache():
                     # One ledger follows the session from server to server.
                     draws = self._draws.setdefault(effect.sid, Draws(effect.seed))
                     node.verifier.open(effect.sid, effect.contract, draws)
                 case srv.CloseCache():
                     node.verifier.close(effect.sid)
+                    self._closed.add(effect.sid)
                 case srv.Migrate():
                     sid = effect.session.sid
+                    self._closed.discard(sid)
                     self.owner[sid] = effect.server
                     self.recorder.requests[sid].handovers += 1
                     self._at(self.now, partial(self._hand_over, effect))
@@ -434,18 +442,40 @@ class VirtualKernel:
     def _forward(self, index: int, forward: Forward) -> None:
         node = self.servers[index]
         outcomes = tuple(node.verifier.forward(forward.works)) if forward.works else ()
-        duration = node.profile.forward(
-            float(forward.rows), float(forward.new_tokens), float(forward.context_tokens)
+        duration = self._scatter.forward(
+            node.profile.forward(
+                float(forward.rows), float(forward.new_tokens), float(forward.context_tokens)
+            )
         )
         end = self.now + duration
         node.busy_s += duration
         for work in forward.works:
             if not work.draw:
                 continue
-            record = self.recorder.round(work.sid, len(work.context))
+            session = node.state.sessions[work.sid]
+            is_ahead = isinstance(session, ParallelSession) and work.tokens
+            position = session.acknowledged if is_ahead else len(work.context)
+            record = self.recorder.round(work.sid, position)
             record.server, record.verify_start_s, record.verify_end_s = index, self.now, end
             if not work.tokens:
                 is_first = len(work.context) == self.recorder.requests[work.sid].text_tokens
                 record.work = "prefill" if is_first else "decode"
                 record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
         self._at(end, partial(self._step_server, index, srv.ForwardDone(outcomes)))
+
+    def _judge(self, index: int, effect: srv.JudgeByKeptRow) -> None:
+        """Let a kept row speak, which takes no time."""
+        node = self.servers[index]
+        outcome = node.verifier.judge(
+            effect.sid, effect.position, effect.tokens, effect.rows, effect.epoch
+        )
+        session = node.state.sessions[effect.sid]
+        assert isinstance(session, ParallelSession), "only parallel sessions keep rows"
+        record = self.recorder.round(
+            effect.sid, session.acknowledged if effect.tokens else effect.position
+        )
+        record.server, record.verify_start_s, record.verify_end_s = index, self.now, self.now
+        if not effect.tokens:
+            record.work = "decode"
+            record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
+        self._step_server(index, srv.KeptRowJudged(effect.sid, outcome))

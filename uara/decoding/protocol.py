@@ -49,6 +49,11 @@ class _Draft(_Frame, tag=2, frozen=True):
     rows: bytes
 
 
+class _DraftPart(_Frame, tag=9, frozen=True):
+    tokens: bytes
+    rows: bytes
+
+
 class _Verdict(_Frame, tag=3, frozen=True):
     row: bytes
 
@@ -73,7 +78,7 @@ class _Error(_Frame, tag=8, frozen=True):
     text: bytes
 
 
-_Wire = _Open | _Draft | _Verdict | _NeedP | _Tails | _Token | _Close | _Error
+_Wire = _Open | _Draft | _DraftPart | _Verdict | _NeedP | _Tails | _Token | _Close | _Error
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[_Wire] = msgspec.msgpack.Decoder(_Wire)
 
@@ -104,6 +109,8 @@ class Draft:
 
     `correction` is the token that the device drew after the last rejection, or `NO_TOKEN`.
     `rows` holds what the codec sends: nothing, one pair per token, K pairs per token or V.
+    `continues` marks a frame whose block is not complete (parallel modes); a correction may then
+    go up without any token.
     """
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIII")
@@ -114,6 +121,7 @@ class Draft:
     correction: int
     tokens: tuple[int, ...]
     rows: tuple[Pairs, ...]
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -339,7 +347,8 @@ def _to_wire(frame: Frame, form: Format) -> _Wire:
             header = Draft.LAYOUT.pack(
                 frame.sid, frame.round, frame.epoch, frame.base, frame.correction
             )
-            return _Draft(header, form.pack_ids(frame.tokens), form.pack_rows(frame.rows))
+            wire = _DraftPart if frame.continues else _Draft
+            return wire(header, form.pack_ids(frame.tokens), form.pack_rows(frame.rows))
         case Verdict():
             header = Verdict.LAYOUT.pack(
                 frame.sid,
@@ -379,11 +388,11 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
     if form is None:
         raise ProtocolError("a session begins with Open")
     match wire:
-        case _Draft():
+        case _Draft() | _DraftPart():
             ids = form.unpack_ids(wire.tokens)
             rows = form.unpack_rows(wire.rows, ids)
             values = [*Draft.LAYOUT.unpack(wire.header), tuple(ids.tolist()), rows]
-            return Draft(*values)
+            return Draft(*values, continues=isinstance(wire, _DraftPart))
         case _Verdict():
             *first, device_turn, top_count, queue_us = Verdict.LAYOUT.unpack(wire.header)
             cut = top_count * (form.id_type.itemsize + 4)

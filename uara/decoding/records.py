@@ -112,8 +112,15 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 
 @dataclass
 class Recorder:
-    """Collects records while a run goes on; rounds are named by (sid, position)."""
+    """Collects records while a run goes on; rounds are named by (sid, position).
 
+    Attributes:
+        keeps_rounds: False to count rounds without keeping a record of each.
+        requests: by id.
+        rounds: in the order of their ends.
+    """
+
+    keeps_rounds: bool = True
     requests: dict[int, RequestRecord] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     _open: dict[tuple[int, int], RoundRecord] = field(default_factory=dict)
@@ -130,11 +137,34 @@ class Recorder:
         """End a round, when its verdict or token has reached the device."""
         record = self._open.pop((sid, position))
         record.accepted, record.downlink_end_s = accepted, now
-        self.rounds.append(record)
+        if self.keeps_rounds:
+            self.rounds.append(record)
         request = self.requests[sid]
         request.accepted += accepted
         request.tested += record.tested
         request.verifications += record.draft_length > 0
+
+    def settle_round(self, sid: int, base: int, accepted: int, drafted: int, now: float) -> None:
+        """End the round of a verdict that was reached while drafting went on.
+
+        Args:
+            sid: session.
+            base: first position that the verdict judged.
+            accepted: tokens that stand.
+            drafted: tokens that stand or fall with it.
+            now: when the device took it in.
+        """
+        record = self.round(sid, base)
+        parts = [self._open.pop((sid, base + i), None) for i in range(1, drafted)]
+        frames = [part for part in (record, *parts) if part is not None and part.uplink_bytes]
+        if frames:
+            started = [part.draft_start_s for part in frames if part.draft_start_s > 0]
+            record.draft_start_s = min(started, default=record.verify_start_s)
+            record.draft_end_s = max(part.draft_end_s for part in frames)
+            record.uplink_end_s = max(part.uplink_end_s for part in frames)
+            record.uplink_bytes = sum(part.uplink_bytes for part in frames)
+        record.draft_length = drafted
+        self.close_round(sid, base, accepted, now)
 
     def commit(self, sid: int, tokens: Sequence[int], now: float) -> None:
         """Note the answer as it stands at the device."""

@@ -60,12 +60,17 @@ class ServerProfile:
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """What holds until the next slot; every array has shape (M,)."""
+    """What holds until the next slot; every array has shape (M,).
+
+    A request keeps the mode in which it begins (an index into `uara.serving.modes.MODES`; without
+    any, that of the run), and draft length 0 is server decoding in every mode but `device_only`.
+    """
 
     server: NDArray[np.int64]
     draft_length: NDArray[np.int64]
     uplink_bps: NDArray[np.float64]
     downlink_bps: NDArray[np.float64]
+    mode: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from uara.decoding.answer import Answer
 from uara.decoding.batcher import Batcher, Forward, add_prefill, compose, drop_prefill, finish
+from uara.decoding.overlap import Overlap
+from uara.decoding.parallel_session import ParallelSession, after_forward, after_judging
 from uara.decoding.protocol import (
     NO_TOKEN,
     Close,
@@ -26,7 +29,7 @@ from uara.decoding.protocol import (
 )
 from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs, Sampling
 from uara.decoding.session import Session, Stage
-from uara.decoding.verifier import Contract
+from uara.decoding.verifier import Contract, Work
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class ServerState:
         tail_draws: target draws that it sends with a rejection under `id_prob`.
         batcher: what waits and what runs.
         sessions: by id.
-        parked: a frame that arrived before its session did.
+        parked: frames that arrived before their session did, or before the row they ask for.
     """
 
     index: int
@@ -49,15 +52,22 @@ class ServerState:
     tail_draws: int
     batcher: Batcher
     sessions: Mapping[int, Session] = field(default_factory=dict)
-    parked: Mapping[int, Frame] = field(default_factory=dict)
+    parked: Mapping[int, tuple[Frame, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Received:
-    """A frame came up; the plan of its session goes with it."""
+    """A frame came up; the plan of its session goes with it.
+
+    Attributes:
+        frame: what came.
+        draft_length: planned.
+        overlap: form of a parallel session that opens; None where the ends take turns.
+    """
 
     frame: Frame
     draft_length: int = 0
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,15 @@ class TailsDrawn:
     tails: Pairs
 
 
-ServerEvent = Received | Arrived | Replan | ForeignLoad | ForwardDone | TailsDrawn
+@dataclass(frozen=True)
+class KeptRowJudged:
+    """The kept row of a parallel session has said whether its next token stands, or drawn one."""
+
+    sid: int
+    outcome: Outcome
+
+
+ServerEvent = KeptRowJudged | Received | Arrived | Replan | ForeignLoad | ForwardDone | TailsDrawn
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,20 @@ class DrawTails:
     """Draw more tail tokens at a rejected position."""
 
     request: NeedP
+
+
+@dataclass(frozen=True)
+class JudgeByKeptRow:
+    """Test a drafted token against the row that is kept, or draw from it if there is none.
+
+    It takes no forward: the answer is due before anything else happens.
+    """
+
+    sid: int
+    position: int
+    tokens: tuple[int, ...]
+    rows: tuple[Pairs, ...]
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -147,7 +179,9 @@ class Migrate:
     server: int
 
 
-ServerEffect = SendDown | StartForward | DrawTails | OpenCache | CloseCache | Migrate
+ServerEffect = (
+    SendDown | StartForward | DrawTails | JudgeByKeptRow | OpenCache | CloseCache | Migrate
+)
 ServerStep = tuple[ServerState, tuple[ServerEffect, ...]]
 
 
@@ -163,8 +197,12 @@ def step_server(state: ServerState, event: ServerEvent, now: float) -> ServerSte
         ForeignLoad: _foreign_load,
         ForwardDone: _forward_done,
         TailsDrawn: _tails_drawn,
+        KeptRowJudged: _kept_row_judged,
     }
     state, effects = handlers[type(event)](state, event, now)
+    if any(session.stage is Stage.JUDGE for session in state.sessions.values()):
+        # What a kept row is about to say may have to ride along.
+        return state, effects
     batcher, forward = compose(state.batcher, state.sessions, now)
     if forward is None:
         return state, effects
@@ -184,18 +222,18 @@ def _received(state: ServerState, event: Received, now: float) -> ServerStep:
     frame = event.frame
     try:
         if isinstance(frame, Open):
-            return _open(state, frame, event.draft_length, now)
+            return _open(state, frame, event, now)
         if frame.sid not in state.sessions:
-            return replace(state, parked={**state.parked, frame.sid: frame}), ()
+            return _park(state, frame), ()
         session = state.sessions[frame.sid]
         match frame:
             case Draft():
-                return _put(state, session.take_draft(frame, now)), ()
+                return _settle(state, session.take_draft(frame, now), now)
             case NeedP():
                 session.check_need(frame)
                 if session.stage is Stage.PREFILL:
                     # The row it asks for exists once the context has been read here.
-                    return replace(state, parked={**state.parked, frame.sid: frame}), ()
+                    return _park(state, frame), ()
                 return state, (DrawTails(frame),)
             case Close():
                 return _drop(state, frame.sid), (CloseCache(frame.sid),)
@@ -205,7 +243,55 @@ def _received(state: ServerState, event: Received, now: float) -> ServerStep:
         return _drop(state, frame.sid), (refusal, CloseCache(frame.sid))
 
 
-def _open(state: ServerState, frame: Open, draft_length: int, now: float) -> ServerStep:
+def _park(state: ServerState, frame: Frame) -> ServerState:
+    waiting = (*state.parked.get(frame.sid, ()), frame)
+    return replace(state, parked={**state.parked, frame.sid: waiting})
+
+
+def _settle(state: ServerState, session: Session, now: float) -> ServerStep:
+    """Put a session back; a parallel one goes on at once unless a forward or its reading has it."""
+    waits = session.stage in (Stage.PREFILL, Stage.JUDGE)
+    is_held = waits or state.batcher.is_running(session.sid)
+    if not isinstance(session, ParallelSession) or is_held:
+        return _put(state, session), ()
+    session = session.settled(now)
+    effects: tuple[ServerEffect, ...] = ()
+    if session.stage is Stage.JUDGE:
+        effects = (
+            JudgeByKeptRow(
+                session.sid,
+                session.position,
+                session.tokens[:1],
+                session.rows[:1],
+                session.epoch,
+            ),
+        )
+    return _put(state, session), effects
+
+
+def _conclude(
+    state: ServerState, session: ParallelSession, frames: tuple[Frame, ...], now: float
+) -> ServerStep:
+    """Send what was decided about a parallel session, and go on with it or end it."""
+    sent: tuple[ServerEffect, ...] = tuple(SendDown(frame) for frame in frames)
+    if session.answer.is_finished:
+        return _drop(state, session.sid), (*sent, CloseCache(session.sid))
+    state, effects = _settle(state, replace(session, stage=Stage.DEVICE), now)
+    return state, (*sent, *effects)
+
+
+def _kept_row_judged(state: ServerState, event: KeptRowJudged, now: float) -> ServerStep:
+    session = state.sessions[event.sid]
+    assert isinstance(session, ParallelSession), "only parallel sessions keep rows"
+    session, frames = after_judging(session, event.outcome)
+    state, effects = _conclude(state, session, frames, now)
+    if session.sid not in state.sessions:
+        return state, effects
+    state, more = _migrate_if_due(state, state.sessions[session.sid])
+    return state, (*effects, *more)
+
+
+def _open(state: ServerState, frame: Open, event: Received, now: float) -> ServerStep:
     if frame.vocab_size != state.vocab_size or frame.tokenizer_hash != state.tokenizer_hash:
         raise ProtocolError("draft and target have different tokenizers")
     if frame.sid in state.sessions:
@@ -215,7 +301,8 @@ def _open(state: ServerState, frame: Open, draft_length: int, now: float) -> Ser
     text = frame.prompt[len(frame.prompt) - frame.text_tokens :]
     if not text:
         raise ProtocolError("a request needs at least one text token")
-    session = Session(
+    kind = Session if event.overlap is None else partial(ParallelSession, overlap=event.overlap)
+    session = kind(
         sid=frame.sid,
         contract=Contract(
             frame.rule,
@@ -228,7 +315,7 @@ def _open(state: ServerState, frame: Open, draft_length: int, now: float) -> Ser
         unread_tokens=len(frame.prompt) - len(text),
         answer=Answer((), frame.max_new, frame.eos),
         server=state.index,
-        draft_length=draft_length,
+        draft_length=event.draft_length,
         queued_s=now,
     )
     return _admit(state, session)
@@ -236,12 +323,19 @@ def _open(state: ServerState, frame: Open, draft_length: int, now: float) -> Ser
 
 def _arrived(state: ServerState, event: Arrived, now: float) -> ServerStep:
     state, effects = _admit(state, replace(event.session, stage=Stage.PREFILL))
-    frame = state.parked.get(event.session.sid)
-    if frame is None:
-        return state, effects
-    parked = {key: value for key, value in state.parked.items() if key != frame.sid}
-    state, more = _received(replace(state, parked=parked), Received(frame), now)
+    state, more = _unpark(state, event.session.sid, now)
     return state, (*effects, *more)
+
+
+def _unpark(state: ServerState, sid: int, now: float) -> ServerStep:
+    """Take the frames that waited for a session."""
+    frames = state.parked.get(sid, ())
+    parked = {key: value for key, value in state.parked.items() if key != sid}
+    state, effects = replace(state, parked=parked), ()
+    for frame in frames:
+        state, more = _received(state, Received(frame), now)
+        effects = (*effects, *more)
+    return state, effects
 
 
 def _admit(state: ServerState, session: Session) -> ServerStep:
@@ -259,8 +353,9 @@ def _replan(state: ServerState, event: Replan, now: float) -> ServerStep:
 
 
 def _migrate_if_due(state: ServerState, session: Session) -> ServerStep:
-    """Pass a session on, unless it is part of the running forward."""
-    if session.server == state.index or state.batcher.is_running(session.sid):
+    """Pass a session on, unless a forward or the row kept here is deciding about it."""
+    is_held = state.batcher.is_running(session.sid) or session.stage is Stage.JUDGE
+    if session.server == state.index or is_held:
         return state, ()
     effects: tuple[ServerEffect, ...] = (CloseCache(session.sid), Migrate(session, session.server))
     return _drop(state, session.sid), effects
@@ -287,7 +382,11 @@ def _forward_done(state: ServerState, event: ForwardDone, now: float) -> ServerS
     for work, outcome in zip(forward.works, event.outcomes, strict=True):
         if work.sid not in state.sessions:
             continue
-        state, more = _decided(state, state.sessions[work.sid], outcome, forward.started_s, now)
+        session = state.sessions[work.sid]
+        if isinstance(session, ParallelSession):
+            state, more = _read(state, session, work, outcome, forward.started_s, now)
+        else:
+            state, more = _decided(state, session, outcome, forward.started_s, now)
         effects += more
     for sid in forward.sids:
         if sid in state.sessions:
@@ -296,17 +395,30 @@ def _forward_done(state: ServerState, event: ForwardDone, now: float) -> ServerS
     return state, effects
 
 
+def _read(
+    state: ServerState,
+    session: ParallelSession,
+    work: Work,
+    outcome: Outcome | None,
+    started_s: float,
+    now: float,
+) -> ServerStep:
+    """Let a parallel session take in its part of the forward that has ended."""
+    session, frames = after_forward(session, work, outcome, started_s)
+    state, effects = _conclude(state, session, frames, now)
+    if session.sid not in state.sessions:
+        return state, effects
+    state, more = _unpark(state, session.sid, now)
+    return state, (*effects, *more)
+
+
 def _decided(
     state: ServerState, session: Session, outcome: Outcome | None, started_s: float, now: float
 ) -> ServerStep:
     """Commit what a forward decided about one session, and tell its device."""
     if outcome is None:
         session = replace(session, stage=session.resume, queued_s=now)
-        state, parked = _put(state, session), state.parked.get(session.sid)
-        if not isinstance(parked, NeedP):
-            return state, ()
-        rest = {key: value for key, value in state.parked.items() if key != session.sid}
-        return replace(state, parked=rest), (DrawTails(parked),)
+        return _unpark(_put(state, session), session.sid, now)
     if session.stage is Stage.VERIFY:
         session, frame = _judge(session, outcome, started_s)
     else:

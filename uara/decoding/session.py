@@ -16,6 +16,7 @@ class Stage(Enum):
     PREFILL = "prefill"  # its context is not cached here yet
     DEVICE = "device"  # nothing: the device has the turn
     VERIFY = "verify"
+    JUDGE = "judge"  # one token, against the row that is kept (parallel modes)
     DECODE = "decode"
 
 

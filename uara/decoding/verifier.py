@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from uara.decoding.chain import verify_chain
 from uara.decoding.kv import Cache, Feed, SequenceModel
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws, Purpose
@@ -58,6 +59,7 @@ class Work:
         rows: what is known of the draft's laws.
         epoch: rejections so far.
         draw: False to read the context without drawing a token (a cache rebuilt elsewhere).
+        bonus: False to draw nothing behind a draft that passes whole, and to keep its last row.
     """
 
     sid: int
@@ -66,6 +68,7 @@ class Work:
     rows: tuple[Pairs, ...] = ()
     epoch: int = 0
     draw: bool = True
+    bonus: bool = True
 
 
 @dataclass
@@ -102,7 +105,7 @@ class Verifier:
         for work in batch:
             cache = self._sessions[work.sid].cache
             fresh = [*work.context[cache.length :], *work.tokens]
-            feeds.append(Feed(cache, fresh, len(fresh) - len(work.tokens) - 1))
+            feeds.append(Feed(cache, fresh, max(len(fresh) - len(work.tokens) - 1, 0)))
         logits = self.model.forward(feeds)
         return [self._decide(work, rows) for work, rows in zip(batch, logits, strict=True)]
 
@@ -116,10 +119,26 @@ class Verifier:
         choice = session.draws.in_epoch(work.epoch)
         if not work.tokens:
             return Outcome(0, choice.pick(Purpose.TARGET, base, rows[-1]))
-        outcome = verify(rows, work.tokens, work.rows, contract.split, base, choice)
+        if len(rows) == len(work.tokens):
+            assert session.rejected_row is not None, "a block without context needs a kept row"
+            rows.insert(0, session.rejected_row)
+        test = verify if work.bonus else verify_chain
+        outcome = test(rows, work.tokens, work.rows, contract.split, base, choice)
         session.cache.roll_back(base + outcome.accepted)
         session.rejected_row = rows[outcome.accepted] if outcome.token is None else None
         return outcome
+
+    def judge(
+        self, sid: int, position: int, tokens: tuple[int, ...], rows: tuple[Pairs, ...], epoch: int
+    ) -> Outcome:
+        """Test one drafted token against the kept row, or draw from that row if there is none."""
+        session = self._sessions[sid]
+        row, contract = session.rejected_row, session.contract
+        assert row is not None, f"session {sid} keeps no row to judge by"
+        choice = session.draws.in_epoch(epoch)
+        if not tokens:
+            return Outcome(0, choice.pick(Purpose.TARGET, position, row))
+        return verify_chain([row, row], tokens, rows, contract.split, position, choice)
 
     def more_tails(self, sid: int, position: int, drawn: int, epoch: int) -> Pairs:
         """Draw further tail tokens at the rejected position, after `drawn` were refused."""

@@ -1,0 +1,178 @@
+"""What a run under the virtual clock is made of: settings, and devices and servers at run time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from uara.decoding.device import (
+    DeviceEffect,
+    DeviceEvent,
+    DeviceState,
+    step_device,
+)
+from uara.decoding.drafter import Drafter
+from uara.decoding.links import FluidLink
+from uara.decoding.local_device import LocalState, step_local_device
+from uara.decoding.overlap import Overlap, overlap_of
+from uara.decoding.parallel_device import ParallelDeviceState, step_parallel_device
+from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
+from uara.decoding.server import ServerState
+from uara.decoding.verifier import Contract, Verifier
+
+AnyDeviceState = DeviceState | ParallelDeviceState | LocalState
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How modelled times scatter: normal factors of computing, exponential additions on the path.
+
+    Attributes:
+        draft_sd: of a draft step's time, relative.
+        forward_sd: of a forward's time, relative.
+        path_mean_s: added to each way; frames keep their order.
+        seed: of the scatter.
+    """
+
+    draft_sd: float = 0.08
+    forward_sd: float = 0.03
+    path_mean_s: float = 3e-3
+    seed: int = 0
+
+
+class Scatter:
+    """Draws the scatter of times, one stream per kind; none without a `Jitter`."""
+
+    def __init__(self, jitter: Jitter | None) -> None:
+        """Start the streams."""
+        self._jitter = jitter
+        seed = 0 if jitter is None else jitter.seed
+        self._streams = [np.random.default_rng([seed, kind]) for kind in range(3)]
+
+    def draft(self, duration_s: float) -> float:
+        """Scatter the time of a draft step."""
+        return duration_s if self._jitter is None else duration_s * self._factor(0)
+
+    def forward(self, duration_s: float) -> float:
+        """Scatter the time of a forward."""
+        return duration_s if self._jitter is None else duration_s * self._factor(1)
+
+    def path(self, one_way_s: float) -> float:
+        """Lengthen a way."""
+        if self._jitter is None:
+            return one_way_s
+        return one_way_s + float(self._streams[2].exponential(self._jitter.path_mean_s))
+
+    def _factor(self, kind: int) -> float:
+        assert self._jitter is not None, "no scatter without its size"
+        sd = self._jitter.forward_sd if kind else self._jitter.draft_sd
+        return max(0.1, 1 + sd * float(self._streams[kind].normal()))
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """What the kernel needs besides models, requests and plans.
+
+    Attributes:
+        slot_s: time between plans.
+        contract: of every session.
+        session_seed: gives a session's seed.
+        frame_overhead_bytes: added to every frame on a link.
+        prefill_chunk_tokens: prompt tokens that one forward takes along.
+        tokenizer_hash: sent with every request.
+        drain_slots: the run is stopped so many slots after the last arrival.
+        mode: serving mode of requests where the plan names none.
+        window: of mode `async`.
+        overlap: form of parallel sessions in place of the one that belongs to their mode.
+        jitter: scatter of times; None: times are those of the profiles.
+        watchdog_s: a run in which requests are alive and nothing is committed for so long is
+            stopped with `StalledRun`; None: links may be silent for ever.
+        priced_row_bits: added to a draft per token, for rows that are priced but not built.
+        keeps_rounds: whether a record of every round is kept.
+    """
+
+    slot_s: float
+    contract: Contract
+    session_seed: Callable[[int], int]
+    frame_overhead_bytes: int = 40
+    prefill_chunk_tokens: int = 512
+    tokenizer_hash: int = 0
+    drain_slots: int = 4000
+    mode: str = "sd"
+    window: int = 1
+    overlap: Overlap | None = None
+    jitter: Jitter | None = None
+    watchdog_s: float | None = None
+    priced_row_bits: float = 0.0
+    keeps_rounds: bool = True
+
+    def first_state(self, mode: str) -> AnyDeviceState:
+        """Make the machine of a request that begins in a mode.
+
+        The server decoding alone is draft length 0 of the run's own mode.
+        """
+        if mode == "server_ar":
+            mode = self.mode
+        if mode == "device_only":
+            return LocalState()
+        overlap = self.overlap or overlap_of(mode, self.window)
+        return DeviceState() if overlap is None else ParallelDeviceState(overlap)
+
+
+class StalledRun(RuntimeError):
+    """Requests are alive and nothing has been committed for longer than the watchdog allows."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A frame on a link."""
+
+    sid: int
+    data: bytes
+
+
+@dataclass
+class DeviceNode:
+    """A device at run time."""
+
+    profile: DeviceProfile
+    uplink: FluidLink[Parcel] = field(default_factory=FluidLink)
+    downlink: FluidLink[Parcel] = field(default_factory=FluidLink)
+    state: AnyDeviceState = field(default_factory=DeviceState)
+    waiting: deque[Request] = field(default_factory=deque)
+    request: Request | None = None
+    drafter: Drafter | None = None
+    unread_tokens: int = 0
+    busy_until_s: float = 0.0
+    draft_s: float = 0.0
+    last_delivery_s: float = 0.0
+    last_arrival_s: float = 0.0
+
+    @property
+    def overlap(self) -> Overlap | None:
+        """Form of the session if it is a parallel one."""
+        return self.state.overlap if isinstance(self.state, ParallelDeviceState) else None
+
+    def step(self, event: DeviceEvent) -> tuple[DeviceEffect, ...]:
+        """Advance the machine."""
+        match self.state:
+            case ParallelDeviceState():
+                self.state, effects = step_parallel_device(self.state, event)
+            case LocalState():
+                self.state, effects = step_local_device(self.state, event)
+            case DeviceState():
+                self.state, effects = step_device(self.state, event)
+        return effects
+
+
+@dataclass
+class ServerNode:
+    """A server at run time."""
+
+    profile: ServerProfile
+    verifier: Verifier
+    state: ServerState
+    busy_s: float = 0.0

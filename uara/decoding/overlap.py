@@ -1,0 +1,41 @@
+"""How drafting and verifying overlap in a session: the forms of the parallel modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One form of parallel speculation; both ends of a session have the same.
+
+    A draft step that is under way when a rejection comes is finished first and thrown away: a
+    model on a device is not stopped in the middle of a token.
+
+    Attributes:
+        window: blocks that may be sent and unverified while the next one is drafted and held; at 0
+            the device stops and waits.
+        sends_first_ahead: whether a block's first token goes up as soon as it is drawn.
+        judges_first: whether the server tests it against the row that it keeps, before any forward.
+        has_barrier: whether both ends go step by step: one verdict per block, which the device
+            takes when its block is complete (PEARL, arXiv 2408.11850).
+        first_length: tokens of the first block after a rejection; 0: as many as of any other.
+    """
+
+    window: int = 1
+    sends_first_ahead: bool = True
+    judges_first: bool = True
+    has_barrier: bool = False
+    first_length: int = 0
+
+
+def overlap_of(mode: str, window: int = 1) -> Overlap | None:
+    """Return the form of a serving mode; None if its ends take turns.
+
+    Args:
+        mode: key of `uara.serving.modes.MODES`.
+        window: of `async` (PicoSpec, arXiv 2603.19133).
+    """
+    if mode == "async":
+        return Overlap(window)
+    return Overlap(has_barrier=True) if mode == "psd" else None

@@ -1,0 +1,361 @@
+"""The device of a parallel session as a pure machine: it drafts on while its blocks are verified.
+
+Tokens drafted and not yet verified form the tail of the answer. A verdict acknowledges all tokens
+before its end at once; a rejection voids what follows and begins a new epoch. Frames of a dead
+epoch and frames that come twice are dropped and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from uara.decoding.answer import Answer
+from uara.decoding.device import (
+    NO_ANSWER,
+    DeviceEffect,
+    DeviceEvent,
+    Drafted,
+    DraftToken,
+    Finish,
+    Judged,
+    Received,
+    Replan,
+    Resolve,
+    Resolved,
+    SendUp,
+    Start,
+    Turn,
+)
+from uara.decoding.overlap import Overlap
+from uara.decoding.protocol import (
+    NO_TOKEN,
+    Close,
+    Draft,
+    Error,
+    NeedP,
+    ProtocolError,
+    Tails,
+    Token,
+    Verdict,
+)
+from uara.decoding.rules import EMPTY_PAIRS, Pairs
+
+
+@dataclass(frozen=True)
+class ParallelDeviceState:
+    """All that the device knows of its current request.
+
+    Attributes:
+        overlap: form of the session.
+        turn: whose it is; `DRAFTING` while the device drafts or waits for room.
+        tail: tokens drafted in this epoch and not acknowledged.
+        rows: what goes up with each token of the tail.
+        sent_to: position up to which tokens went up.
+        block_start: position at which the block under way begins.
+        block_length: planned for it; 0 while none is under way.
+        flying: positions at which the blocks that were sent whole end.
+        is_busy: whether a draft step runs, maybe one of a dead epoch.
+        is_first: whether the next block is the first after a rejection.
+        is_due: whether the verdict of this step is awaited (barrier).
+        parked: a verdict that waits for the block to be complete (barrier).
+        is_handed_over: whether the server was told to go on alone.
+        dropped: frames that were stale or came twice.
+    """
+
+    overlap: Overlap
+    turn: Turn = Turn.IDLE
+    sid: int = -1
+    text: tuple[int, ...] = ()
+    answer: Answer = NO_ANSWER
+    draft_length: int = 0
+    epoch: int = 0
+    round: int = 0
+    tail: tuple[int, ...] = ()
+    rows: tuple[Pairs, ...] = ()
+    sent_to: int = 0
+    block_start: int = 0
+    block_length: int = 0
+    flying: tuple[int, ...] = ()
+    is_busy: bool = False
+    is_first: bool = True
+    is_due: bool = False
+    parked: Verdict | None = None
+    is_handed_over: bool = False
+    top: Pairs = EMPTY_PAIRS
+    dropped: int = 0
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """Prompt text, answer and tail."""
+        return (*self.text, *self.answer.tokens, *self.tail)
+
+    @property
+    def position(self) -> int:
+        """Position of the next token to be committed."""
+        return len(self.text) + len(self.answer.tokens)
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        """Tokens of the block under way."""
+        return self.tail[max(0, self.block_start - self.position) :]
+
+    @property
+    def drafted_to(self) -> int:
+        """Position behind the tail."""
+        return self.position + len(self.tail)
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still be drafted."""
+        ends = bool(self.tail) and self.tail[-1] == self.answer.eos
+        return 0 if ends else self.answer.remaining - len(self.tail)
+
+    @property
+    def is_block_whole(self) -> bool:
+        """Whether the block under way has all its tokens."""
+        drafted = self.drafted_to - self.block_start
+        return self.block_length > 0 and (drafted >= self.block_length or self.room == 0)
+
+
+Step = tuple[ParallelDeviceState, tuple[DeviceEffect, ...]]
+
+
+def step_parallel_device(state: ParallelDeviceState, event: DeviceEvent) -> Step:
+    """Advance the device by one event.
+
+    Raises:
+        ProtocolError: if a frame does not fit the state.
+    """
+    match event:
+        case Start():
+            return _start(state, event)
+        case Replan():
+            return replace(state, draft_length=event.draft_length), ()
+        case Drafted():
+            return _drafted(state, event)
+        case Resolved():
+            return _resolved(state, event)
+        case Received(frame=Token() as token):
+            return _token(state, token)
+        case Received(frame=Verdict() as verdict):
+            return _verdict(state, verdict)
+        case Received(frame=Tails() as tails):
+            return _tails(state, tails)
+        case Received(frame=Error() as error):
+            return _idle(state), (Finish(state.answer.tokens, error.text),)
+    raise ProtocolError(f"a device does not take {event}")
+
+
+def _idle(state: ParallelDeviceState) -> ParallelDeviceState:
+    return ParallelDeviceState(
+        state.overlap, draft_length=state.draft_length, is_busy=state.is_busy, dropped=state.dropped
+    )
+
+
+def _start(state: ParallelDeviceState, event: Start) -> Step:
+    opening = event.opening
+    state = ParallelDeviceState(
+        overlap=state.overlap,
+        turn=Turn.SERVER,
+        sid=opening.sid,
+        text=opening.prompt[len(opening.prompt) - opening.text_tokens :],
+        answer=Answer((), opening.max_new, opening.eos),
+        draft_length=event.draft_length,
+    )
+    return state, (SendUp(opening),)
+
+
+def _go_on(state: ParallelDeviceState) -> Step:
+    """Send what may be sent, and draft the next token if one may be drafted."""
+    if state.turn is not Turn.DRAFTING or state.is_handed_over:
+        return state, ()
+    effects: tuple[DeviceEffect, ...] = ()
+    window = state.overlap.window
+    # A step with a barrier ends with the verdict, not with room in the window.
+    if state.is_block_whole and (state.overlap.has_barrier or len(state.flying) < max(window, 1)):
+        state, effects = _send_block(state)
+        if state.parked is not None:
+            state, more = _apply(replace(state, parked=None), state.parked)
+            return state, (*effects, *more)
+    if state.is_busy or state.is_block_whole or state.room == 0:
+        return state, effects
+    if state.block_length == 0:
+        if state.is_due or (not state.overlap.has_barrier and len(state.flying) > window):
+            return state, effects
+        if state.draft_length == 0:
+            state, more = _hand_over(state)
+            return state, (*effects, *more)
+        state = _begin_block(state)
+    draft = DraftToken(state.context, state.epoch)
+    return replace(state, is_busy=True), (*effects, draft)
+
+
+def _begin_block(state: ParallelDeviceState) -> ParallelDeviceState:
+    is_short = state.is_first and state.overlap.first_length > 0
+    wanted = state.overlap.first_length if is_short else state.draft_length
+    return replace(
+        state,
+        block_start=state.drafted_to,
+        block_length=min(wanted, state.room),
+        is_first=False,
+        is_due=state.overlap.has_barrier,
+    )
+
+
+def _hand_over(state: ParallelDeviceState) -> Step:
+    """Let the server go on alone behind what it is verifying."""
+    frame = _frame(state)
+    state = replace(state, is_handed_over=True, round=state.round + 1)
+    return state, (SendUp(frame),)
+
+
+def _frame(
+    state: ParallelDeviceState, *, continues: bool = False, correction: int = NO_TOKEN
+) -> Draft:
+    """Make a frame of all that has not gone up."""
+    fresh = state.sent_to - state.position
+    return Draft(
+        sid=state.sid,
+        round=state.round,
+        epoch=state.epoch,
+        base=state.sent_to,
+        correction=correction,
+        tokens=state.tail[fresh:],
+        rows=tuple(row for row in state.rows[fresh:] if len(row)),
+        continues=continues,
+    )
+
+
+def _send_block(state: ParallelDeviceState) -> Step:
+    frame, end = _frame(state), state.drafted_to
+    state = replace(
+        state,
+        sent_to=end,
+        round=state.round + 1,
+        block_length=0,
+        flying=(*state.flying, end),
+    )
+    return state, (SendUp(frame),)
+
+
+def _drafted(state: ParallelDeviceState, event: Drafted) -> Step:
+    state = replace(state, is_busy=False)
+    if state.turn is not Turn.DRAFTING or (event.sid, event.epoch) != (state.sid, state.epoch):
+        return _go_on(state)
+    state = replace(state, tail=(*state.tail, event.token), rows=(*state.rows, event.row))
+    effects: tuple[DeviceEffect, ...] = ()
+    is_first = state.drafted_to == state.block_start + 1
+    # The row is fixed before the token is drawn, so stopping on the end token keeps the law.
+    if state.overlap.sends_first_ahead and is_first and not state.is_block_whole:
+        frame = _frame(state, continues=True)
+        state, effects = replace(state, sent_to=state.drafted_to), (SendUp(frame),)
+    state, more = _go_on(state)
+    return state, (*effects, *more)
+
+
+def _token(state: ParallelDeviceState, frame: Token) -> Step:
+    if frame.position < state.position:
+        return replace(state, dropped=state.dropped + 1), ()
+    takes = state.turn is Turn.SERVER or state.is_handed_over
+    if not takes or frame.position != state.position or state.tail:
+        raise ProtocolError(f"token for position {frame.position}, expected {state.position}")
+    state = replace(
+        state, turn=Turn.SERVER, answer=state.answer.extend((frame.token,)), is_handed_over=False
+    )
+    if state.answer.is_finished:
+        return _idle(state), (Finish(state.answer.tokens),)
+    if not frame.device_turn:
+        return state, ()
+    return _go_on(_begin_chain(state))
+
+
+def _begin_chain(state: ParallelDeviceState) -> ParallelDeviceState:
+    """Draft from the end of the answer, with nothing on its way."""
+    return replace(
+        state,
+        turn=Turn.DRAFTING,
+        tail=(),
+        rows=(),
+        sent_to=state.position,
+        block_length=0,
+        flying=(),
+        is_first=True,
+        is_due=False,
+        parked=None,
+        is_handed_over=False,
+    )
+
+
+def _verdict(state: ParallelDeviceState, frame: Verdict) -> Step:
+    is_dead = frame.epoch != state.epoch or state.turn is not Turn.DRAFTING
+    is_rejection = frame.token != NO_TOKEN or len(frame.top) > 0
+    if is_dead or (not is_rejection and frame.base + frame.accepted <= state.position):
+        return replace(state, dropped=state.dropped + 1), ()
+    if frame.base + frame.accepted > state.sent_to:
+        raise ProtocolError(f"verdict up to {frame.base + frame.accepted} on tokens never sent")
+    if state.overlap.has_barrier and state.block_length and not state.is_block_whole:
+        return replace(state, parked=frame), ()
+    return _apply(state, frame)
+
+
+def _apply(state: ParallelDeviceState, frame: Verdict) -> Step:
+    """Commit what a verdict accepts; it stands for all verdicts before it."""
+    accepted = frame.base + frame.accepted - state.position
+    rejected = frame.token != NO_TOKEN or len(frame.top) > 0
+    drafted = len(state.tail) if rejected else accepted
+    judged = Judged(state.position, accepted, drafted)
+    answer = state.answer.extend(state.tail[:accepted])
+    if answer.is_finished:
+        return _idle(state), (judged, Finish(answer.tokens))
+    if rejected:
+        return _reject(replace(state, answer=answer), frame, judged)
+    state = replace(
+        state,
+        answer=answer,
+        tail=state.tail[accepted:],
+        rows=state.rows[accepted:],
+        is_due=False,
+    )
+    flying = tuple(end for end in state.flying if end > state.position)
+    state, effects = _go_on(replace(state, flying=flying))
+    return state, (judged, *effects)
+
+
+def _reject(state: ParallelDeviceState, frame: Verdict, judged: Judged) -> Step:
+    """Void the tail; draw the token after it, or take the server's."""
+    if frame.token == NO_TOKEN:
+        state = replace(_begin_chain(state), turn=Turn.RESOLVING, top=frame.top)
+        resolve = Resolve(frame.top, frame.tails, 0, state.position, state.epoch)
+        return state, (judged, resolve)
+    state = replace(
+        state, answer=state.answer.extend((frame.token,)), epoch=state.epoch + 1
+    )
+    if state.answer.is_finished:
+        return _idle(state), (judged, Finish(state.answer.tokens))
+    state, effects = _go_on(_begin_chain(state))
+    return state, (judged, *effects)
+
+
+def _resolved(state: ParallelDeviceState, event: Resolved) -> Step:
+    assert state.turn is Turn.RESOLVING, "a resolution came without a rejection"
+    if event.token is None:
+        return state, (SendUp(NeedP(state.sid, state.epoch, state.position, event.drawn)),)
+    state = replace(
+        state,
+        answer=state.answer.extend((event.token,)),
+        epoch=state.epoch + 1,
+    )
+    if state.answer.is_finished:
+        # The server cannot know of an end that the device has drawn itself.
+        return _idle(state), (SendUp(Close(state.sid)), Finish(state.answer.tokens))
+    # The server reads the correction while the next block is drafted.
+    state = _begin_chain(state)
+    frame = _frame(state, continues=True, correction=event.token)
+    state, effects = _go_on(replace(state, round=state.round + 1))
+    return state, (SendUp(frame), *effects)
+
+
+def _tails(state: ParallelDeviceState, frame: Tails) -> Step:
+    if state.turn is not Turn.RESOLVING or frame.position != state.position:
+        return replace(state, dropped=state.dropped + 1), ()
+    return state, (Resolve(state.top, frame.tails, frame.drawn, state.position, state.epoch),)
