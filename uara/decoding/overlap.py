@@ -28,6 +28,10 @@ class Overlap:
     has_barrier: bool = False
     first_length: int = 0
 
+    def __post_init__(self) -> None:
+        assert self.window >= 0, "a window cannot be negative"
+        assert self.judges_first or not self.has_barrier, "a barrier waits for the first token"
+
 
 def overlap_of(mode: str, window: int = 1) -> Overlap | None:
     """Return the form of a serving mode; None if its ends take turns.

@@ -165,8 +165,9 @@ def after_forward(
     if not work.tokens:
         return _decoded(replace(session, unread=0), outcome)
     waited_s = started_s - session.queued_s
+    # Behind a barrier the device waits for word on the first token of its block, and for no more.
+    tells = not session.overlap.has_barrier or session.owes_row
     session = replace(session, unread=0, owes_row=False)
-    tells = not session.overlap.has_barrier
     return _judged(session, outcome, len(work.tokens), waited_s, tells=tells)
 
 
@@ -176,7 +177,8 @@ def after_judging(session: ParallelSession, outcome: Outcome) -> Decided:
         return _decoded(session, outcome)
     # A block of one token is complete; of a longer one the rest is read with the first token.
     was_block = session.whole == 1
-    session, frames = _judged(session, outcome, 1, 0.0, tells=session.overlap.has_barrier)
+    tells = was_block or session.overlap.has_barrier
+    session, frames = _judged(session, outcome, 1, 0.0, tells=tells)
     if outcome.accepted:
         session = replace(session, unread=1, owes_row=was_block)
     return session, frames

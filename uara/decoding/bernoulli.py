@@ -1,0 +1,64 @@
+"""A pair of language models without language: each drafted token passes with a given probability.
+
+The draft is certain of token 0, to which the target gives probability alpha, so tests are
+independent and the token after a rejection is 1. For runs that measure time, not text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from uara.decoding.kv import Cache, Feed, Floats
+
+ABSENT_LOGIT = -1e4  # of a token that is never drawn
+
+
+@dataclass
+class CountingCache:
+    """A cache that only counts."""
+
+    length: int = 0
+
+    def roll_back(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        assert length <= self.length, "a cache cannot be rolled forward"
+        self.length = length
+
+
+@dataclass
+class BernoulliModel:
+    """Gives token 0 the same probability everywhere, and token 1 the rest."""
+
+    probability: float
+
+    def __post_init__(self) -> None:
+        rest = 1 - self.probability
+        self._row = np.array(
+            [np.log(p) if p > 0 else ABSENT_LOGIT for p in (self.probability, rest)]
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Two tokens."""
+        return 2
+
+    def new_cache(self) -> Cache:
+        """Start a sequence."""
+        return CountingCache()
+
+    def forward(self, feeds: Sequence[Feed]) -> list[Floats]:
+        """Extend each cache by its tokens; return logits (Q_i - logits_from, 2) per sequence."""
+        outputs = []
+        for feed in feeds:
+            assert isinstance(feed.cache, CountingCache), "a cache of another model"
+            feed.cache.length += len(feed.tokens)
+            outputs.append(np.tile(self._row, (len(feed.tokens) - feed.logits_from, 1)))
+        return outputs
+
+
+def bernoulli_pair(alpha: float) -> tuple[BernoulliModel, BernoulliModel]:
+    """Make a draft and a target whose acceptance is `alpha` at every position."""
+    return BernoulliModel(1.0), BernoulliModel(alpha)
