@@ -51,12 +51,11 @@ class ParallelDeviceState:
         tail: tokens drafted in this epoch and not acknowledged.
         rows: what goes up with each token of the tail.
         sent_to: position up to which tokens went up.
-        block_start: position at which the block under way begins.
+        block_start: position at which the last block begins; -1 if none has begun.
         block_length: planned for it; 0 while none is under way.
         flying: positions at which the blocks that were sent whole end.
         is_busy: whether a draft step runs, maybe one of a dead epoch.
         is_first: whether the next block is the first after a rejection.
-        is_due: whether the verdict of this step is awaited (barrier).
         parked: a verdict that waits for the block to be complete (barrier).
         is_handed_over: whether the server was told to go on alone.
         dropped: frames that were stale or came twice.
@@ -73,12 +72,11 @@ class ParallelDeviceState:
     tail: tuple[int, ...] = ()
     rows: tuple[Pairs, ...] = ()
     sent_to: int = 0
-    block_start: int = 0
+    block_start: int = -1
     block_length: int = 0
     flying: tuple[int, ...] = ()
     is_busy: bool = False
     is_first: bool = True
-    is_due: bool = False
     parked: Verdict | None = None
     is_handed_over: bool = False
     top: Pairs = EMPTY_PAIRS
@@ -109,6 +107,13 @@ class ParallelDeviceState:
         """How many tokens may still be drafted."""
         ends = bool(self.tail) and self.tail[-1] == self.answer.eos
         return 0 if ends else self.answer.remaining - len(self.tail)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether a verdict is due before the next block may begin."""
+        if self.overlap.has_barrier:
+            return self.position <= self.block_start
+        return len(self.flying) > self.overlap.window
 
     @property
     def is_block_whole(self) -> bool:
@@ -180,7 +185,7 @@ def _go_on(state: ParallelDeviceState) -> Step:
     if state.is_busy or state.is_block_whole or state.room == 0:
         return state, effects
     if state.block_length == 0:
-        if state.is_due or (not state.overlap.has_barrier and len(state.flying) > window):
+        if state.must_wait:
             return state, effects
         if state.draft_length == 0:
             state, more = _hand_over(state)
@@ -198,7 +203,6 @@ def _begin_block(state: ParallelDeviceState) -> ParallelDeviceState:
         block_start=state.drafted_to,
         block_length=min(wanted, state.room),
         is_first=False,
-        is_due=state.overlap.has_barrier,
     )
 
 
@@ -277,10 +281,10 @@ def _begin_chain(state: ParallelDeviceState) -> ParallelDeviceState:
         tail=(),
         rows=(),
         sent_to=state.position,
+        block_start=-1,
         block_length=0,
         flying=(),
         is_first=True,
-        is_due=False,
         parked=None,
         is_handed_over=False,
     )
@@ -314,7 +318,6 @@ def _apply(state: ParallelDeviceState, frame: Verdict) -> Step:
         answer=answer,
         tail=state.tail[accepted:],
         rows=state.rows[accepted:],
-        is_due=False,
     )
     flying = tuple(end for end in state.flying if end > state.position)
     state, effects = _go_on(replace(state, flying=flying))

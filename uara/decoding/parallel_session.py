@@ -165,8 +165,9 @@ def after_forward(
     if not work.tokens:
         return _decoded(replace(session, unread=0), outcome)
     waited_s = started_s - session.queued_s
-    # Behind a barrier the device waits for word on the first token of its block, and for no more.
-    tells = not session.overlap.has_barrier or session.owes_row
+    # Behind a barrier the verdict waits for the next block's first token, if that is here.
+    is_last = len(session.tokens) == len(work.tokens)
+    tells = is_last or not session.overlap.has_barrier
     session = replace(session, unread=0, owes_row=False)
     return _judged(session, outcome, len(work.tokens), waited_s, tells=tells)
 

@@ -1,0 +1,158 @@
+"""Parallel modes through the whole runtime: the same stream under any schedule, and its law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.uara.decoding.test_law import DEVICES, TEXT, TOKENS, VOCAB, p_value, target_law
+from uara.decoding.bernoulli import bernoulli_pair
+from uara.decoding.kernel import KernelSettings, VirtualKernel
+from uara.decoding.nodes import Jitter, StalledRun
+from uara.decoding.overlap import Overlap
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import derive_seed
+from uara.decoding.rules import GREEDY, Sampling
+from uara.decoding.scenario import DeviceProfile, Request, ServerProfile, SlotPlan
+from uara.decoding.verifier import Contract
+from uara.serving.hardware import ForwardTime
+
+SAMPLED = (RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL)
+FORWARD = ForwardTime(0.03, 0.002, 0.001, 0.0)
+
+
+def run(
+    table_model: Any,
+    planner: Any,
+    code: RuleCode,
+    *,
+    count: int,
+    max_new: int,
+    seed: int = 0,
+    rtt_s: float = 0.03,
+    watchdog_s: float | None = 60.0,
+    **more: Any,
+) -> VirtualKernel:
+    """Play `count` requests of two table models under one schedule."""
+    sampling = GREEDY if code is RuleCode.IDS else Sampling(temperature=0.8)
+    settings = KernelSettings(
+        0.4,
+        Contract(code, sampling, 2, 1),
+        lambda sid: derive_seed(seed, int(code), sid),
+        watchdog_s=watchdog_s,
+        **{"mode": "async", "jitter": Jitter(draft_sd=0.3, forward_sd=0.3, seed=seed)} | more,
+    )
+    kernel = VirtualKernel(
+        table_model(VOCAB, 1),
+        table_model(VOCAB, 0),
+        [DeviceProfile(0.02 + 0.003 * i) for i in range(DEVICES)],
+        [ServerProfile(FORWARD, 9999, rtt_s)] * 2,
+        [Request(sid, sid % DEVICES, 0.0, TEXT, 2, max_new) for sid in range(count)],
+        planner,
+        settings,
+    )
+    kernel.run()
+    return kernel
+
+
+def streams(kernel: VirtualKernel) -> list[list[int]]:
+    return [kernel.recorder.requests[sid].tokens for sid in sorted(kernel.recorder.requests)]
+
+
+@pytest.mark.parametrize("code", RuleCode)
+def test_p12_the_stream_is_the_same_under_any_schedule(
+    code: RuleCode, table_model: Any, fixed_plan: Any
+) -> None:
+    schedules: list[tuple[int, float, Overlap]] = [
+        (4, 0.05, Overlap(1)),
+        (1, 0.0, Overlap(2)),
+        (3, 0.2, Overlap(3, first_length=2)),
+        (5, 0.1, Overlap(1, sends_first_ahead=False)),
+        (4, 0.1, Overlap(0, sends_first_ahead=False, judges_first=False)),
+        (4, 0.05, Overlap(has_barrier=True)),
+        (1, 0.2, Overlap(has_barrier=True)),
+    ]
+    found = [
+        streams(
+            run(
+                table_model,
+                fixed_plan.of(draft_length=length, devices=DEVICES),
+                code,
+                count=DEVICES,
+                max_new=24,
+                rtt_s=rtt_s,
+                overlap=overlap,
+                # Times differ from schedule to schedule; the sessions' seeds do not.
+                jitter=Jitter(draft_sd=0.3, forward_sd=0.3, seed=length),
+            )
+        )
+        for length, rtt_s, overlap in schedules
+    ]
+    assert all(len(tokens) == 24 for tokens in found[0])
+    assert all(stream == found[0] for stream in found[1:])
+
+
+@pytest.mark.parametrize("mode", ["async", "psd"])
+def test_requests_end_while_servers_and_draft_lengths_change(
+    mode: str, table_model: Any, random_plans: Any
+) -> None:
+    plans = random_plans(num_servers=2, max_draft_length=4)
+    kernel = run(
+        table_model, plans, RuleCode.ID_PROB, count=20, max_new=40, mode=mode, window=2
+    )
+    records = kernel.recorder.requests.values()
+    assert all(len(record.tokens) == 40 for record in records)
+    assert sum(record.handovers for record in records) > 20
+    assert {record.work for record in kernel.recorder.rounds} == {"prefill", "decode", "verify"}
+
+
+def law_of(
+    code: RuleCode, table_model: Any, planner: Any, count: int, seed: int, **more: Any
+) -> float:
+    kernel = run(
+        table_model, planner, code, count=count, max_new=TOKENS + 2, seed=seed, window=2, **more
+    )
+    answers: Sequence[Sequence[int]] = [tokens[:TOKENS] for tokens in streams(kernel)]
+    return p_value(answers, target_law(table_model))
+
+
+@pytest.mark.parametrize(("mode", "code", "seed"), [
+    ("async", RuleCode.ID_PROB, 21), ("async", RuleCode.TOPK, 22), ("psd", RuleCode.FULL, 23),
+])  # fmt: skip
+def test_three_tokens_have_the_targets_joint_law(
+    mode: str, code: RuleCode, seed: int, table_model: Any, random_plans: Any
+) -> None:
+    plans = random_plans(num_servers=2, max_draft_length=4)
+    assert law_of(code, table_model, plans, 1200, seed, mode=mode) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["async", "psd"])
+@pytest.mark.parametrize("code", SAMPLED)
+def test_three_tokens_have_the_targets_joint_law_in_many_runs(
+    mode: str, code: RuleCode, table_model: Any, random_plans: Any
+) -> None:
+    # Schedules that shared their seeds would be one sample seen twice.
+    seed = derive_seed(mode, int(code))
+    plans = random_plans(num_servers=2, max_draft_length=4, seed=int(code))
+    assert law_of(code, table_model, plans, 25_000, seed, mode=mode) > 1e-3
+
+
+def test_p4_rows_behind_a_rejection_are_void(
+    monkeypatch: pytest.MonkeyPatch, table_model: Any, fixed_plan: Any
+) -> None:
+    # Mutant: the row that is kept is that of a voided context, one position late.
+    from uara.decoding import verifier
+
+    def late(rows: Any, *rest: Any) -> Any:
+        return VERIFY_CHAIN([rows[-1]] * len(rows), *rest)
+
+    monkeypatch.setattr(verifier, "verify_chain", late)
+    plan = fixed_plan.of(draft_length=4, devices=DEVICES)
+    assert law_of(RuleCode.FULL, table_model, plan, 1200, 24) < 1e-6
+
+
+from uara.decoding.chain import verify_chain as VERIFY_CHAIN  # noqa: E402, N812
