@@ -26,7 +26,7 @@ from uara.decoding.nodes import (
     Parcel,
     Scatter,
     ServerNode,
-    StalledRun,
+    StalledRunError,
 )
 from uara.decoding.parallel_device import ParallelDeviceState
 from uara.decoding.parallel_session import ParallelSession
@@ -181,7 +181,7 @@ class VirtualKernel:
         if not alive:
             self._last_commit_s = self.now
         if limit_s is not None and self.now - self._last_commit_s > limit_s:
-            raise StalledRun(
+            raise StalledRunError(
                 f"requests {alive} are alive at {self.now:.3f} s, but nothing was committed since "
                 f"{self._last_commit_s:.3f} s"
             )
@@ -278,8 +278,9 @@ class VirtualKernel:
         node.busy_until_s = start + duration
         state = node.state
         if not isinstance(state, LocalState) and not state.block:
-            is_ahead = isinstance(state, ParallelDeviceState)
-            position = state.block_start if is_ahead else state.position
+            position = state.position
+            if isinstance(state, ParallelDeviceState):
+                position = state.block_start
             self.recorder.round(state.sid, position).draft_start_s = start
         event = dev.Drafted(drawn.token, drawn.row, state.sid, effect.epoch)
         self._at(start + duration, partial(self._drafted, index, event))
@@ -375,9 +376,7 @@ class VirtualKernel:
             self.recorder.requests[frame.sid].upload_end_s = self.now
         if isinstance(frame, Draft) and frame.tokens:
             self.recorder.round(frame.sid, frame.base).uplink_end_s = self.now
-        event = srv.Received(
-            frame, int(self.plan.draft_length[index]), self.devices[index].overlap
-        )
+        event = srv.Received(frame, int(self.plan.draft_length[index]), self.devices[index].overlap)
         self._step_server(self.owner[frame.sid], event)
 
     def _downlink_done(self, index: int, version: int) -> None:
@@ -453,8 +452,9 @@ class VirtualKernel:
             if not work.draw:
                 continue
             session = node.state.sessions[work.sid]
-            is_ahead = isinstance(session, ParallelSession) and work.tokens
-            position = session.acknowledged if is_ahead else len(work.context)
+            position = len(work.context)
+            if isinstance(session, ParallelSession) and work.tokens:
+                position = session.acknowledged
             record = self.recorder.round(work.sid, position)
             record.server, record.verify_start_s, record.verify_end_s = index, self.now, end
             if not work.tokens:

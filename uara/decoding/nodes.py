@@ -22,6 +22,7 @@ from uara.decoding.parallel_device import ParallelDeviceState, step_parallel_dev
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.server import ServerState
 from uara.decoding.verifier import Contract, Verifier
+from uara.serving.modes import MODES
 
 AnyDeviceState = DeviceState | ParallelDeviceState | LocalState
 
@@ -89,7 +90,7 @@ class KernelSettings:
         overlap: form of parallel sessions in place of the one that belongs to their mode.
         jitter: scatter of times; None: times are those of the profiles.
         watchdog_s: a run in which requests are alive and nothing is committed for so long is
-            stopped with `StalledRun`; None: links may be silent for ever.
+            stopped with `StalledRunError`; None: links may be silent for ever.
         priced_row_bits: added to a draft per token, for rows that are priced but not built.
         keeps_rounds: whether a record of every round is kept.
     """
@@ -115,14 +116,14 @@ class KernelSettings:
         The server decoding alone is draft length 0 of the run's own mode.
         """
         if mode == "server_ar":
-            mode = self.mode
+            mode = self.mode if MODES[self.mode].drafts and MODES[self.mode].uses_server else "sd"
         if mode == "device_only":
             return LocalState()
         overlap = self.overlap or overlap_of(mode, self.window)
         return DeviceState() if overlap is None else ParallelDeviceState(overlap)
 
 
-class StalledRun(RuntimeError):
+class StalledRunError(RuntimeError):
     """Requests are alive and nothing has been committed for longer than the watchdog allows."""
 
 

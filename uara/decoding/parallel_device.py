@@ -330,9 +330,7 @@ def _reject(state: ParallelDeviceState, frame: Verdict, judged: Judged) -> Step:
         state = replace(_begin_chain(state), turn=Turn.RESOLVING, top=frame.top)
         resolve = Resolve(frame.top, frame.tails, 0, state.position, state.epoch)
         return state, (judged, resolve)
-    state = replace(
-        state, answer=state.answer.extend((frame.token,)), epoch=state.epoch + 1
-    )
+    state = replace(state, answer=state.answer.extend((frame.token,)), epoch=state.epoch + 1)
     if state.answer.is_finished:
         return _idle(state), (judged, Finish(state.answer.tokens))
     state, effects = _go_on(_begin_chain(state))

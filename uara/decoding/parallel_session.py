@@ -16,6 +16,7 @@ from uara.decoding.session import Session, Stage
 from uara.decoding.verifier import Work
 
 MAX_PARKED_FRAMES = 64
+STOP_AND_WAIT = Overlap(0)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ParallelSession(Session):
         duplicates: frames that came twice, dropped.
     """
 
-    overlap: Overlap = Overlap()
+    overlap: Overlap = STOP_AND_WAIT
     tokens: tuple[int, ...] = ()
     rows: tuple[Pairs, ...] = ()
     whole: int = 0
@@ -95,11 +96,10 @@ class ParallelSession(Session):
             return replace(self, stale=self.stale + 1)
         is_correction = frame.correction != NO_TOKEN
         due = self.position + 1 if self.awaits_token else self.received_to
-        came_before = frame.base < due or is_correction is not self.awaits_token
-        if frame.base > due:
-            return replace(self, early=(*self.early, frame))
-        if came_before:
+        if frame.base < due or (is_correction and not self.awaits_token):
             return replace(self, duplicates=self.duplicates + 1)
+        if frame.base > due or (self.awaits_token and not is_correction):
+            return replace(self, early=(*self.early, frame))
         session = self._append(frame)
         fitting = [early for early in session.early if early.base <= session.received_to]
         session = replace(session, early=tuple(f for f in session.early if f not in fitting))

@@ -391,8 +391,9 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
         case _Draft() | _DraftPart():
             ids = form.unpack_ids(wire.tokens)
             rows = form.unpack_rows(wire.rows, ids)
-            values = [*Draft.LAYOUT.unpack(wire.header), tuple(ids.tolist()), rows]
-            return Draft(*values, continues=isinstance(wire, _DraftPart))
+            continues = isinstance(wire, _DraftPart)
+            values = [*Draft.LAYOUT.unpack(wire.header), tuple(ids.tolist()), rows, continues]
+            return Draft(*values)
         case _Verdict():
             *first, device_turn, top_count, queue_us = Verdict.LAYOUT.unpack(wire.header)
             cut = top_count * (form.id_type.itemsize + 4)

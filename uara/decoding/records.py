@@ -155,14 +155,19 @@ class Recorder:
             now: when the device took it in.
         """
         record = self.round(sid, base)
-        parts = [self._open.pop((sid, base + i), None) for i in range(1, drafted)]
-        frames = [part for part in (record, *parts) if part is not None and part.uplink_bytes]
-        if frames:
-            started = [part.draft_start_s for part in frames if part.draft_start_s > 0]
-            record.draft_start_s = min(started, default=record.verify_start_s)
-            record.draft_end_s = max(part.draft_end_s for part in frames)
-            record.uplink_end_s = max(part.uplink_end_s for part in frames)
-            record.uplink_bytes = sum(part.uplink_bytes for part in frames)
+        parts = [record]
+        for i in range(1, drafted):
+            part = self._open.pop((sid, base + i), None)
+            if part is None or not part.uplink_bytes:
+                continue
+            record.uplink_bytes += part.uplink_bytes
+            # What was sent behind a rejected token had no say in the verdict.
+            if i <= accepted:
+                parts.append(part)
+        # The rest of a block has no start of its own where its first token was judged before.
+        record.draft_start_s = min(part.draft_start_s or part.draft_end_s for part in parts)
+        record.draft_end_s = max(part.draft_end_s for part in parts)
+        record.uplink_end_s = max(part.uplink_end_s for part in parts)
         record.draft_length = drafted
         self.close_round(sid, base, accepted, now)
 

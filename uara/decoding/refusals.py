@@ -6,7 +6,7 @@ from uara.errors import UserError
 from uara.prediction import PhysicsConfig
 from uara.world.config import WorldConfig
 
-REAL_MODES = ("sd", "server_ar")
+REAL_MODES = ("sd", "server_ar", "device_only", "psd", "async")
 
 
 def unsupported_options(world: WorldConfig, physics: PhysicsConfig) -> dict[str, str]:

@@ -198,6 +198,8 @@ def _settings(
         prefill_chunk_tokens=physics.config.batching.prefill_chunk_tokens,
         tokenizer_hash=tokenizer_hash(pair.tokenizer),
         drain_slots=config.drain_slots,
+        mode=physics.config.mode,
+        window=physics.config.window,
     )
 
 

@@ -331,7 +331,8 @@ def _unpark(state: ServerState, sid: int, now: float) -> ServerStep:
     """Take the frames that waited for a session."""
     frames = state.parked.get(sid, ())
     parked = {key: value for key, value in state.parked.items() if key != sid}
-    state, effects = replace(state, parked=parked), ()
+    state = replace(state, parked=parked)
+    effects: tuple[ServerEffect, ...] = ()
     for frame in frames:
         state, more = _received(state, Received(frame), now)
         effects = (*effects, *more)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uara.decoding.kernel import DeviceNode, ServerNode, VirtualKernel
+from uara.decoding.local_device import LocalState
 from uara.decoding.outcome import OutcomeMeter
 from uara.decoding.scenario import DeviceProfile, ServerProfile, SlotPlan
 from uara.decoding.session import Session, Stage
-from uara.errors import UserError
 from uara.network import Controller, Decision, NetworkState, Phase
 from uara.prediction import Physics, downlink_rate_bps, effective_mode, uplink_rate_bps
 from uara.radio.replay import filtered_gain, walk
@@ -173,6 +173,8 @@ class ControllerPlanner:
             "accepted": record.accepted,
             "tested": record.tested,
         }
+        if isinstance(node.state, LocalState) and node.state.sid == request.sid:
+            return row | {"phase": int(Phase.DECODING)}
         owner = kernel.owner.get(request.sid)
         if owner is None:
             is_sending = node.state.sid == request.sid
@@ -231,19 +233,8 @@ def _server_row(node: ServerNode) -> dict[str, float]:
 
 
 def to_plan(state: NetworkState, decision: Decision, physics: Physics) -> SlotPlan:
-    """Turn a decision into rates and draft lengths, under the gains of `state` (B = 1).
-
-    Raises:
-        UserError: if the controller asks for a mode that real runs do not have.
-    """
+    """Turn a decision into rates, modes and draft lengths, under the gains of `state` (B = 1)."""
     mode = effective_mode(state, decision, physics)
-    is_real = (mode == MODE_INDEX["sd"]) | (mode == MODE_INDEX["server_ar"])
-    if bool((~is_real & state.has_request).any()):
-        name = list(MODE_INDEX)[int(mode[~is_real & state.has_request][0])]
-        raise UserError(
-            f"mode '{name}' was decided for a real run; allowed: sd, server_ar: choose another "
-            "mode or controller"
-        )
     is_ar = mode == MODE_INDEX["server_ar"]
     length = torch.where(is_ar, torch.zeros_like(decision.draft_length), decision.draft_length)
 
@@ -255,4 +246,5 @@ def to_plan(state: NetworkState, decision: Decision, physics: Physics) -> SlotPl
         draft_length=length[0].numpy(),
         uplink_bps=row(uplink_rate_bps(state, decision, physics)),
         downlink_bps=row(downlink_rate_bps(state, decision, physics)),
+        mode=mode[0].numpy(),
     )

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.uara.decoding.test_law import DEVICES, TEXT, TOKENS, VOCAB, p_value, target_law
-from uara.decoding.bernoulli import bernoulli_pair
+from uara.decoding import verifier
+from uara.decoding.chain import verify_chain
 from uara.decoding.kernel import KernelSettings, VirtualKernel
-from uara.decoding.nodes import Jitter, StalledRun
+from uara.decoding.nodes import Jitter
 from uara.decoding.overlap import Overlap
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import derive_seed
 from uara.decoding.rules import GREEDY, Sampling
-from uara.decoding.scenario import DeviceProfile, Request, ServerProfile, SlotPlan
+from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.verifier import Contract
 from uara.serving.hardware import ForwardTime
 
@@ -100,9 +100,7 @@ def test_requests_end_while_servers_and_draft_lengths_change(
     mode: str, table_model: Any, random_plans: Any
 ) -> None:
     plans = random_plans(num_servers=2, max_draft_length=4)
-    kernel = run(
-        table_model, plans, RuleCode.ID_PROB, count=20, max_new=40, mode=mode, window=2
-    )
+    kernel = run(table_model, plans, RuleCode.ID_PROB, count=20, max_new=40, mode=mode, window=2)
     records = kernel.recorder.requests.values()
     assert all(len(record.tokens) == 40 for record in records)
     assert sum(record.handovers for record in records) > 20
@@ -144,15 +142,10 @@ def test_three_tokens_have_the_targets_joint_law_in_many_runs(
 def test_p4_rows_behind_a_rejection_are_void(
     monkeypatch: pytest.MonkeyPatch, table_model: Any, fixed_plan: Any
 ) -> None:
-    # Mutant: the row that is kept is that of a voided context, one position late.
-    from uara.decoding import verifier
-
+    # Mutant: tokens are judged by the row behind the block, which hangs on what is voided.
     def late(rows: Any, *rest: Any) -> Any:
-        return VERIFY_CHAIN([rows[-1]] * len(rows), *rest)
+        return verify_chain([rows[-1]] * len(rows), *rest)
 
     monkeypatch.setattr(verifier, "verify_chain", late)
     plan = fixed_plan.of(draft_length=4, devices=DEVICES)
     assert law_of(RuleCode.FULL, table_model, plan, 1200, 24) < 1e-6
-
-
-from uara.decoding.chain import verify_chain as VERIFY_CHAIN  # noqa: E402, N812

@@ -36,6 +36,7 @@ FRAMES: list[Frame] = [
     OPEN,
     Draft(9, 1, 2, 33, 3, (2, 0), (PAIRS, PAIRS)),
     Draft(9, 1, 2, 33, NO_TOKEN, (), ()),
+    Draft(9, 1, 2, 33, NO_TOKEN, (2,), (PAIRS,), continues=True),
     Verdict(9, 1, 2, 33, 1, 3, False, EMPTY_PAIRS, EMPTY_PAIRS, 1234),
     Verdict(9, 1, 2, 33, 1, NO_TOKEN, True, PAIRS, PAIRS, 0),
     NeedP(9, 2, 34, 8),
@@ -127,3 +128,10 @@ def test_a_frame_has_no_more_text_than_prompt() -> None:
     frame = Open(**{**vars(OPEN), "text_tokens": 5})
     with pytest.raises(ProtocolError, match="5 text tokens in a prompt of 4"):
         decode(encode(frame, Format(RuleCode.TOPK, 4, 2)))
+
+
+def test_the_first_part_of_a_block_is_as_long_as_a_draft_of_its_tokens() -> None:
+    form = Format(RuleCode.TOPK, 4, 2)
+    whole = Draft(9, 1, 2, 33, NO_TOKEN, (2,), (PAIRS,))
+    part = Draft(9, 1, 2, 33, NO_TOKEN, (2,), (PAIRS,), continues=True)
+    assert len(encode(part, form)) == len(encode(whole, form))

@@ -206,6 +206,34 @@ def test_every_codec_runs(pair: ModelPair, codec: str) -> None:
     assert 0 < result.summary()["acceptance"] <= 1
 
 
+@pytest.mark.parametrize("mode", ["server_ar", "psd", "async"])
+def test_every_lossless_mode_gives_the_targets_own_answers(pair: ModelPair, mode: str) -> None:
+    physics = Physics.of(PhysicsConfig(codec="topk", top_k=4, mode=mode, window=2))
+    requests, controller = some_requests(), watcher()
+    result = run(pair, controller, requests, physics=physics)
+    check = check_greedy_exact(TransformerModel(pair.target), requests, result.requests)
+    assert (check.equal, check.near_ties, check.unexplained) == (6, 0, ())
+    drafted = sum(record.tested for record in result.requests)
+    assert (drafted == 0) is (mode == "server_ar")
+    for record in (r for r in result.rounds if r.work == "verify"):
+        times = (record.draft_start_s, record.draft_end_s, record.uplink_end_s)
+        assert times == tuple(sorted(times))
+        assert record.uplink_end_s <= record.verify_end_s <= record.downlink_end_s
+        assert 0 <= record.accepted <= record.draft_length
+
+
+def test_a_device_alone_gives_the_drafts_own_answers_without_a_server(pair: ModelPair) -> None:
+    physics = Physics.of(PhysicsConfig(codec="topk", top_k=4, mode="device_only"))
+    requests, controller = some_requests(max_new=40), watcher()
+    result = run(pair, controller, requests, physics=physics)
+    alone = check_greedy_exact(TransformerModel(pair.draft), requests, result.requests)
+    assert (alone.equal, alone.unexplained) == (6, ())
+    assert all(r.uplink_bytes == r.downlink_bytes == 0 for r in result.requests)
+    assert sum(result.server_busy) == 0
+    phases = torch.cat([state.phase for state in controller.states])
+    assert set(phases.flatten().tolist()) == {Phase.IDLE, Phase.UPLOADING, Phase.DECODING}
+
+
 Change = Callable[[Request], Request]
 
 

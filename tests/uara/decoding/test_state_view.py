@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from uara.decoding.state_view import to_plan
-from uara.errors import UserError
 from uara.network import Decision, NetworkState, Phase
 from uara.prediction import Physics
 from uara.serving.modes import MODE_INDEX
@@ -25,13 +24,14 @@ def decided(state: NetworkState, mode: str) -> Decision:
     )
 
 
-@pytest.mark.parametrize("mode", ["device_only", "psd", "async"])
-def test_a_mode_that_real_runs_do_not_have_is_refused_by_name(
+@pytest.mark.parametrize("mode", ["sd", "device_only", "psd", "async"])
+def test_a_decided_mode_reaches_the_plan(
     make_state: Callable[..., NetworkState], physics: Physics, mode: str
 ) -> None:
     state = make_state(1, 2, 1, phase=Phase.DECODING)
-    with pytest.raises(UserError, match=f"'{mode}' .* allowed: sd, server_ar"):
-        to_plan(state, decided(state, mode), physics)
+    plan = to_plan(state, decided(state, mode), physics)
+    assert plan.mode is not None
+    assert plan.mode.tolist() == [MODE_INDEX[mode]] * 2
 
 
 @pytest.mark.parametrize(("mode", "length"), [("sd", 3), ("server_ar", 0)])
