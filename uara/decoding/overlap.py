@@ -17,8 +17,9 @@ class Overlap:
             the device stops and waits.
         sends_first_ahead: whether a block's first token goes up as soon as it is drawn.
         judges_first: whether the server tests it against the row that it keeps, before any forward.
-        has_barrier: whether both ends go step by step: one verdict per block, which the device
-            takes when its block is complete (PEARL, arXiv 2408.11850).
+        has_barrier: whether both ends go step by step (PEARL, arXiv 2408.11850): the device takes a
+            verdict when its block is complete, and then sends what is left of the block and begins
+            the next one; the verdict is that on the block's first token and all before it.
         first_length: tokens of the first block after a rejection; 0: as many as of any other.
     """
 

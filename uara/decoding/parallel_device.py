@@ -116,6 +116,13 @@ class ParallelDeviceState:
         return len(self.flying) > self.overlap.window
 
     @property
+    def may_send(self) -> bool:
+        """Whether a whole block may go up: there is room, or the step is over (barrier)."""
+        if self.overlap.has_barrier:
+            return self.position > self.block_start or self.sent_to == self.block_start
+        return len(self.flying) < max(self.overlap.window, 1)
+
+    @property
     def is_block_whole(self) -> bool:
         """Whether the block under way has all its tokens."""
         drafted = self.drafted_to - self.block_start
@@ -175,13 +182,11 @@ def _go_on(state: ParallelDeviceState) -> Step:
     if state.turn is not Turn.DRAFTING or state.is_handed_over:
         return state, ()
     effects: tuple[DeviceEffect, ...] = ()
-    window = state.overlap.window
-    # A step with a barrier ends with the verdict, not with room in the window.
-    if state.is_block_whole and (state.overlap.has_barrier or len(state.flying) < max(window, 1)):
-        state, effects = _send_block(state)
+    if state.is_block_whole:
         if state.parked is not None:
-            state, more = _apply(replace(state, parked=None), state.parked)
-            return state, (*effects, *more)
+            return _apply(replace(state, parked=None), state.parked)
+        if state.may_send:
+            state, effects = _send_block(state)
     if state.is_busy or state.is_block_whole or state.room == 0:
         return state, effects
     if state.block_length == 0:
