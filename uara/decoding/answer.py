@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from uara.decoding.protocol import NO_TOKEN
 
@@ -36,9 +36,12 @@ class Answer:
 
     def extend(self, tokens: Iterable[int]) -> Answer:
         """Commit tokens up to the end; what lies behind it is dropped."""
-        answer = self
-        for token in tokens:
-            if answer.is_finished:
-                break
-            answer = replace(answer, tokens=(*answer.tokens, token))
-        return answer
+        kept = list(self.tokens)
+        if not self.is_finished:
+            for token in tokens:
+                kept.append(token)
+                if len(kept) >= self.max_new or token == self.eos:
+                    break
+        return (
+            self if len(kept) == len(self.tokens) else Answer(tuple(kept), self.max_new, self.eos)
+        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from uara.decoding.evolve import evolve
 from uara.decoding.session import Session, Stage
 from uara.decoding.verifier import Work
 
@@ -77,17 +78,17 @@ class Batcher:
 
 def add_prefill(batcher: Batcher, sid: int | None, tokens: int, kv_tokens: int) -> Batcher:
     """Queue a context for reading."""
-    return replace(batcher, tickets=(*batcher.tickets, Ticket(sid, tokens, 0, kv_tokens)))
+    return evolve(batcher, tickets=(*batcher.tickets, Ticket(sid, tokens, 0, kv_tokens)))
 
 
 def drop_prefill(batcher: Batcher, sid: int) -> Batcher:
     """Take a session's context out of the queue."""
-    return replace(batcher, tickets=tuple(t for t in batcher.tickets if t.sid != sid))
+    return evolve(batcher, tickets=tuple(t for t in batcher.tickets if t.sid != sid))
 
 
 def finish(batcher: Batcher) -> Batcher:
     """End the running forward."""
-    return replace(batcher, running=None)
+    return evolve(batcher, running=None)
 
 
 def compose(
@@ -120,7 +121,7 @@ def compose(
         + sum(t.tokens_read for t, _ in chunk),
         started_s=now,
     )
-    return replace(batcher, tickets=tickets, running=forward), forward
+    return evolve(batcher, tickets=tickets, running=forward), forward
 
 
 def _take_chunk(
@@ -144,7 +145,7 @@ def _take_chunk(
         taken.append((ticket, count))
         if count < ticket.tokens_left:
             left.append(
-                replace(
+                evolve(
                     ticket,
                     tokens_left=ticket.tokens_left - count,
                     tokens_read=ticket.tokens_read + count,

@@ -7,10 +7,11 @@ then sends token by token until the turn comes back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from uara.decoding.answer import Answer
+from uara.decoding.evolve import evolve
 from uara.decoding.protocol import (
     NO_TOKEN,
     Close,
@@ -168,7 +169,7 @@ def step_device(state: DeviceState, event: DeviceEvent) -> DeviceStep:
         case Start():
             return _start(event)
         case Replan():
-            return replace(state, draft_length=event.draft_length), ()
+            return evolve(state, draft_length=event.draft_length), ()
         case Drafted():
             return _add_to_block(state, event)
         case Resolved():
@@ -205,10 +206,10 @@ def _take_turn(state: DeviceState) -> DeviceStep:
         return _finish(state)
     # A round commits one token more than it drafts.
     length = min(state.draft_length, state.answer.remaining - 1)
-    state = replace(state, block=(), rows=(), block_length=length)
+    state = evolve(state, block=(), rows=(), block_length=length)
     if length == 0:
         return _send_block(state)
-    state = replace(state, turn=Turn.DRAFTING)
+    state = evolve(state, turn=Turn.DRAFTING)
     return state, (DraftToken(state.context, state.epoch),)
 
 
@@ -220,7 +221,7 @@ def _finish(state: DeviceState) -> DeviceStep:
 
 def _add_to_block(state: DeviceState, event: Drafted) -> DeviceStep:
     assert state.turn is Turn.DRAFTING, "a draft token came without a turn"
-    state = replace(state, block=(*state.block, event.token), rows=(*state.rows, event.row))
+    state = evolve(state, block=(*state.block, event.token), rows=(*state.rows, event.row))
     # The row is fixed before the token is drawn, so stopping on the end token keeps the law.
     if len(state.block) >= state.block_length or event.token == state.answer.eos:
         return _send_block(state)
@@ -233,12 +234,12 @@ def _send_block(state: DeviceState) -> DeviceStep:
         state.sid, state.round, state.epoch, state.position, state.correction, state.block, rows
     )
     turn = Turn.VERIFYING if state.block else Turn.SERVER
-    state = replace(state, turn=turn, round=state.round + 1, correction=NO_TOKEN)
+    state = evolve(state, turn=turn, round=state.round + 1, correction=NO_TOKEN)
     return state, (SendUp(frame),)
 
 
 def _commit(state: DeviceState, tokens: tuple[int, ...]) -> DeviceState:
-    return replace(state, answer=state.answer.extend(tokens))
+    return evolve(state, answer=state.answer.extend(tokens))
 
 
 def _token(state: DeviceState, frame: Token) -> DeviceStep:
@@ -261,13 +262,13 @@ def _verdict(state: DeviceState, frame: Verdict) -> DeviceStep:
     if state.answer.is_finished:
         return _take_turn(state)
     if frame.token == NO_TOKEN:
-        state = replace(state, turn=Turn.RESOLVING, top=frame.top)
+        state = evolve(state, turn=Turn.RESOLVING, top=frame.top)
         return state, (Resolve(frame.top, frame.tails, 0, state.position, state.epoch),)
     state = _commit(state, (frame.token,))
-    state = replace(state, block=(), rows=(), epoch=state.epoch + rejected)
+    state = evolve(state, block=(), rows=(), epoch=state.epoch + rejected)
     if frame.device_turn or state.answer.is_finished:
         return _take_turn(state)
-    return replace(state, turn=Turn.SERVER), ()
+    return evolve(state, turn=Turn.SERVER), ()
 
 
 def _resolved(state: DeviceState, event: Resolved) -> DeviceStep:
@@ -275,7 +276,7 @@ def _resolved(state: DeviceState, event: Resolved) -> DeviceStep:
     if event.token is None:
         return state, (SendUp(NeedP(state.sid, state.epoch, state.position, event.drawn)),)
     state = _commit(state, (event.token,))
-    return _take_turn(replace(state, epoch=state.epoch + 1, correction=event.token))
+    return _take_turn(evolve(state, epoch=state.epoch + 1, correction=event.token))
 
 
 def _tails(state: DeviceState, frame: Tails) -> DeviceStep:

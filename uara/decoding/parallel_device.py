@@ -7,7 +7,7 @@ epoch and frames that come twice are dropped and counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from uara.decoding.answer import Answer
 from uara.decoding.device import (
@@ -26,6 +26,7 @@ from uara.decoding.device import (
     Start,
     Turn,
 )
+from uara.decoding.evolve import evolve
 from uara.decoding.overlap import Overlap
 from uara.decoding.protocol import (
     NO_TOKEN,
@@ -142,7 +143,7 @@ def step_parallel_device(state: ParallelDeviceState, event: DeviceEvent) -> Step
         case Start():
             return _start(state, event)
         case Replan():
-            return replace(state, draft_length=event.draft_length), ()
+            return evolve(state, draft_length=event.draft_length), ()
         case Drafted():
             return _drafted(state, event)
         case Resolved():
@@ -184,7 +185,7 @@ def _go_on(state: ParallelDeviceState) -> Step:
     effects: tuple[DeviceEffect, ...] = ()
     if state.is_block_whole:
         if state.parked is not None:
-            return _apply(replace(state, parked=None), state.parked)
+            return _apply(evolve(state, parked=None), state.parked)
         if state.may_send:
             state, effects = _send_block(state)
     if state.is_busy or state.is_block_whole or state.room == 0:
@@ -197,13 +198,13 @@ def _go_on(state: ParallelDeviceState) -> Step:
             return state, (*effects, *more)
         state = _begin_block(state)
     draft = DraftToken(state.context, state.epoch)
-    return replace(state, is_busy=True), (*effects, draft)
+    return evolve(state, is_busy=True), (*effects, draft)
 
 
 def _begin_block(state: ParallelDeviceState) -> ParallelDeviceState:
     is_short = state.is_first and state.overlap.first_length > 0
     wanted = state.overlap.first_length if is_short else state.draft_length
-    return replace(
+    return evolve(
         state,
         block_start=state.drafted_to,
         block_length=min(wanted, state.room),
@@ -214,7 +215,7 @@ def _begin_block(state: ParallelDeviceState) -> ParallelDeviceState:
 def _hand_over(state: ParallelDeviceState) -> Step:
     """Let the server go on alone behind what it is verifying."""
     frame = _frame(state)
-    state = replace(state, is_handed_over=True, round=state.round + 1)
+    state = evolve(state, is_handed_over=True, round=state.round + 1)
     return state, (SendUp(frame),)
 
 
@@ -237,7 +238,7 @@ def _frame(
 
 def _send_block(state: ParallelDeviceState) -> Step:
     frame, end = _frame(state), state.drafted_to
-    state = replace(
+    state = evolve(
         state,
         sent_to=end,
         round=state.round + 1,
@@ -248,27 +249,27 @@ def _send_block(state: ParallelDeviceState) -> Step:
 
 
 def _drafted(state: ParallelDeviceState, event: Drafted) -> Step:
-    state = replace(state, is_busy=False)
+    state = evolve(state, is_busy=False)
     if state.turn is not Turn.DRAFTING or (event.sid, event.epoch) != (state.sid, state.epoch):
         return _go_on(state)
-    state = replace(state, tail=(*state.tail, event.token), rows=(*state.rows, event.row))
+    state = evolve(state, tail=(*state.tail, event.token), rows=(*state.rows, event.row))
     effects: tuple[DeviceEffect, ...] = ()
     is_first = state.drafted_to == state.block_start + 1
     # The row is fixed before the token is drawn, so stopping on the end token keeps the law.
     if state.overlap.sends_first_ahead and is_first and not state.is_block_whole:
         frame = _frame(state, continues=True)
-        state, effects = replace(state, sent_to=state.drafted_to), (SendUp(frame),)
+        state, effects = evolve(state, sent_to=state.drafted_to), (SendUp(frame),)
     state, more = _go_on(state)
     return state, (*effects, *more)
 
 
 def _token(state: ParallelDeviceState, frame: Token) -> Step:
     if frame.position < state.position:
-        return replace(state, dropped=state.dropped + 1), ()
+        return evolve(state, dropped=state.dropped + 1), ()
     takes = state.turn is Turn.SERVER or state.is_handed_over
     if not takes or frame.position != state.position or state.tail:
         raise ProtocolError(f"token for position {frame.position}, expected {state.position}")
-    state = replace(
+    state = evolve(
         state, turn=Turn.SERVER, answer=state.answer.extend((frame.token,)), is_handed_over=False
     )
     if state.answer.is_finished:
@@ -280,7 +281,7 @@ def _token(state: ParallelDeviceState, frame: Token) -> Step:
 
 def _begin_chain(state: ParallelDeviceState) -> ParallelDeviceState:
     """Draft from the end of the answer, with nothing on its way."""
-    return replace(
+    return evolve(
         state,
         turn=Turn.DRAFTING,
         tail=(),
@@ -299,11 +300,11 @@ def _verdict(state: ParallelDeviceState, frame: Verdict) -> Step:
     is_dead = frame.epoch != state.epoch or state.turn is not Turn.DRAFTING
     is_rejection = frame.token != NO_TOKEN or len(frame.top) > 0
     if is_dead or (not is_rejection and frame.base + frame.accepted <= state.position):
-        return replace(state, dropped=state.dropped + 1), ()
+        return evolve(state, dropped=state.dropped + 1), ()
     if frame.base + frame.accepted > state.sent_to:
         raise ProtocolError(f"verdict up to {frame.base + frame.accepted} on tokens never sent")
     if state.overlap.has_barrier and state.block_length and not state.is_block_whole:
-        return replace(state, parked=frame), ()
+        return evolve(state, parked=frame), ()
     return _apply(state, frame)
 
 
@@ -317,25 +318,25 @@ def _apply(state: ParallelDeviceState, frame: Verdict) -> Step:
     if answer.is_finished:
         return _idle(state), (judged, Finish(answer.tokens))
     if rejected:
-        return _reject(replace(state, answer=answer), frame, judged)
-    state = replace(
+        return _reject(evolve(state, answer=answer), frame, judged)
+    state = evolve(
         state,
         answer=answer,
         tail=state.tail[accepted:],
         rows=state.rows[accepted:],
     )
     flying = tuple(end for end in state.flying if end > state.position)
-    state, effects = _go_on(replace(state, flying=flying))
+    state, effects = _go_on(evolve(state, flying=flying))
     return state, (judged, *effects)
 
 
 def _reject(state: ParallelDeviceState, frame: Verdict, judged: Judged) -> Step:
     """Void the tail; draw the token after it, or take the server's."""
     if frame.token == NO_TOKEN:
-        state = replace(_begin_chain(state), turn=Turn.RESOLVING, top=frame.top)
+        state = evolve(_begin_chain(state), turn=Turn.RESOLVING, top=frame.top)
         resolve = Resolve(frame.top, frame.tails, 0, state.position, state.epoch)
         return state, (judged, resolve)
-    state = replace(state, answer=state.answer.extend((frame.token,)), epoch=state.epoch + 1)
+    state = evolve(state, answer=state.answer.extend((frame.token,)), epoch=state.epoch + 1)
     if state.answer.is_finished:
         return _idle(state), (judged, Finish(state.answer.tokens))
     state, effects = _go_on(_begin_chain(state))
@@ -346,7 +347,7 @@ def _resolved(state: ParallelDeviceState, event: Resolved) -> Step:
     assert state.turn is Turn.RESOLVING, "a resolution came without a rejection"
     if event.token is None:
         return state, (SendUp(NeedP(state.sid, state.epoch, state.position, event.drawn)),)
-    state = replace(
+    state = evolve(
         state,
         answer=state.answer.extend((event.token,)),
         epoch=state.epoch + 1,
@@ -357,11 +358,11 @@ def _resolved(state: ParallelDeviceState, event: Resolved) -> Step:
     # The server reads the correction while the next block is drafted.
     state = _begin_chain(state)
     frame = _frame(state, continues=True, correction=event.token)
-    state, effects = _go_on(replace(state, round=state.round + 1))
+    state, effects = _go_on(evolve(state, round=state.round + 1))
     return state, (SendUp(frame), *effects)
 
 
 def _tails(state: ParallelDeviceState, frame: Tails) -> Step:
     if state.turn is not Turn.RESOLVING or frame.position != state.position:
-        return replace(state, dropped=state.dropped + 1), ()
+        return evolve(state, dropped=state.dropped + 1), ()
     return state, (Resolve(state.top, frame.tails, frame.drawn, state.position, state.epoch),)

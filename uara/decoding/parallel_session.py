@@ -7,8 +7,9 @@ while a correction is read at once. Every verdict acknowledges all that was acce
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from uara.decoding.evolve import evolve
 from uara.decoding.overlap import Overlap
 from uara.decoding.protocol import NO_TOKEN, Draft, Frame, ProtocolError, Token, Verdict
 from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs
@@ -93,16 +94,16 @@ class ParallelSession(Session):
         if frame.epoch > self.epoch or len(self.early) >= MAX_PARKED_FRAMES:
             raise ProtocolError(f"draft of epoch {frame.epoch} where {self.epoch} is due")
         if frame.epoch < self.epoch:
-            return replace(self, stale=self.stale + 1)
+            return evolve(self, stale=self.stale + 1)
         is_correction = frame.correction != NO_TOKEN
         due = self.position + 1 if self.awaits_token else self.received_to
         if frame.base < due or (is_correction and not self.awaits_token):
-            return replace(self, duplicates=self.duplicates + 1)
+            return evolve(self, duplicates=self.duplicates + 1)
         if frame.base > due or (self.awaits_token and not is_correction):
-            return replace(self, early=(*self.early, frame))
+            return evolve(self, early=(*self.early, frame))
         session = self._append(frame)
         fitting = [early for early in session.early if early.base <= session.received_to]
-        session = replace(session, early=tuple(f for f in session.early if f not in fitting))
+        session = evolve(session, early=tuple(f for f in session.early if f not in fitting))
         for early in sorted(fitting, key=lambda early: early.base):
             session = session.take_draft(early, now)
         return session
@@ -110,14 +111,14 @@ class ParallelSession(Session):
     def _append(self, frame: Draft) -> ParallelSession:
         session = self
         if frame.correction != NO_TOKEN:
-            session = replace(
+            session = evolve(
                 self.grow((frame.correction,)),
                 awaits_token=False,
                 owes_row=True,
                 acknowledged=self.position + 1,
             )
         tokens = (*session.tokens, *frame.tokens)
-        return replace(
+        return evolve(
             session,
             tokens=tokens,
             rows=(*session.rows, *frame.rows),
@@ -129,14 +130,14 @@ class ParallelSession(Session):
     def grow(self, tokens: tuple[int, ...]) -> ParallelSession:
         """Commit tokens that no forward has read."""
         answer = self.answer.extend(tokens)
-        return replace(self, answer=answer, unread=self.unread + len(tokens))
+        return evolve(self, answer=answer, unread=self.unread + len(tokens))
 
     def settled(self, now: float) -> ParallelSession:
         """Tell what it needs next; not while a forward has it or its context is being read."""
         stage = self._next_stage()
         resume = Stage.DECODE if self.is_handed_over and not self.tokens else Stage.DEVICE
         queued_s = self.queued_s if stage is self.stage else now
-        return replace(self, stage=stage, resume=resume, queued_s=queued_s)
+        return evolve(self, stage=stage, resume=resume, queued_s=queued_s)
 
     def _next_stage(self) -> Stage:
         if self.awaits_token:
@@ -161,14 +162,14 @@ def after_forward(
     read_to = len(work.context)
     if outcome is None:
         unread = session.position - read_to
-        return replace(session, unread=unread, owes_row=session.owes_row and unread > 0), ()
+        return evolve(session, unread=unread, owes_row=session.owes_row and unread > 0), ()
     if not work.tokens:
-        return _decoded(replace(session, unread=0), outcome)
+        return _decoded(evolve(session, unread=0), outcome)
     waited_s = started_s - session.queued_s
     # Behind a barrier the verdict waits for the next block's first token, if that is here.
     is_last = len(session.tokens) == len(work.tokens)
     tells = is_last or not session.overlap.has_barrier
-    session = replace(session, unread=0, owes_row=False)
+    session = evolve(session, unread=0, owes_row=False)
     return _judged(session, outcome, len(work.tokens), waited_s, tells=tells)
 
 
@@ -181,7 +182,7 @@ def after_judging(session: ParallelSession, outcome: Outcome) -> Decided:
     tells = was_block or session.overlap.has_barrier
     session, frames = _judged(session, outcome, 1, 0.0, tells=tells)
     if outcome.accepted:
-        session = replace(session, unread=1, owes_row=was_block)
+        session = evolve(session, unread=1, owes_row=was_block)
     return session, frames
 
 
@@ -194,7 +195,7 @@ def _decoded(session: ParallelSession, outcome: Outcome) -> Decided:
     position = session.position
     session = session.grow((outcome.token,))
     gives_turn = session.gives_turn
-    session = replace(
+    session = evolve(
         session,
         owes_row=gives_turn,
         is_handed_over=not gives_turn,
@@ -212,9 +213,9 @@ def _judged(
     """
     accepted = outcome.accepted
     answer = session.answer.extend(session.tokens[:accepted])
-    session = replace(session, answer=answer)
+    session = evolve(session, answer=answer)
     if accepted == tested or answer.is_finished:
-        session = replace(
+        session = evolve(
             session,
             tokens=session.tokens[tested:],
             rows=session.rows[tested:],
@@ -227,15 +228,15 @@ def _judged(
 
 def _acknowledge(session: ParallelSession, waited_s: float) -> Decided:
     frame = _verdict(session, session.position, waited_s)
-    return replace(session, acknowledged=session.position), (frame,)
+    return evolve(session, acknowledged=session.position), (frame,)
 
 
 def _reject(session: ParallelSession, outcome: Outcome, waited_s: float) -> Decided:
     end, is_split = session.position, outcome.token is None
     if outcome.token is not None:
-        session = replace(session.grow((outcome.token,)), owes_row=True)
+        session = evolve(session.grow((outcome.token,)), owes_row=True)
     frame = _verdict(session, end, waited_s, outcome)
-    session = replace(
+    session = evolve(
         session,
         epoch=session.epoch + 1,
         awaits_token=is_split,

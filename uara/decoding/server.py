@@ -7,11 +7,12 @@ along everything that waits, with prompts read in chunks, first come first serve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from uara.decoding.answer import Answer
 from uara.decoding.batcher import Batcher, Forward, add_prefill, compose, drop_prefill, finish
+from uara.decoding.evolve import evolve
 from uara.decoding.overlap import Overlap
 from uara.decoding.parallel_session import ParallelSession, after_forward, after_judging
 from uara.decoding.protocol import (
@@ -206,16 +207,16 @@ def step_server(state: ServerState, event: ServerEvent, now: float) -> ServerSte
     batcher, forward = compose(state.batcher, state.sessions, now)
     if forward is None:
         return state, effects
-    return replace(state, batcher=batcher), (*effects, StartForward(forward))
+    return evolve(state, batcher=batcher), (*effects, StartForward(forward))
 
 
 def _put(state: ServerState, session: Session) -> ServerState:
-    return replace(state, sessions={**state.sessions, session.sid: session})
+    return evolve(state, sessions={**state.sessions, session.sid: session})
 
 
 def _drop(state: ServerState, sid: int) -> ServerState:
     sessions = {key: value for key, value in state.sessions.items() if key != sid}
-    return replace(state, sessions=sessions, batcher=drop_prefill(state.batcher, sid))
+    return evolve(state, sessions=sessions, batcher=drop_prefill(state.batcher, sid))
 
 
 def _received(state: ServerState, event: Received, now: float) -> ServerStep:
@@ -245,7 +246,7 @@ def _received(state: ServerState, event: Received, now: float) -> ServerStep:
 
 def _park(state: ServerState, frame: Frame) -> ServerState:
     waiting = (*state.parked.get(frame.sid, ()), frame)
-    return replace(state, parked={**state.parked, frame.sid: waiting})
+    return evolve(state, parked={**state.parked, frame.sid: waiting})
 
 
 def _settle(state: ServerState, session: Session, now: float) -> ServerStep:
@@ -276,7 +277,7 @@ def _conclude(
     sent: tuple[ServerEffect, ...] = tuple(SendDown(frame) for frame in frames)
     if session.answer.is_finished:
         return _drop(state, session.sid), (*sent, CloseCache(session.sid))
-    state, effects = _settle(state, replace(session, stage=Stage.DEVICE), now)
+    state, effects = _settle(state, evolve(session, stage=Stage.DEVICE), now)
     return state, (*sent, *effects)
 
 
@@ -322,7 +323,7 @@ def _open(state: ServerState, frame: Open, event: Received, now: float) -> Serve
 
 
 def _arrived(state: ServerState, event: Arrived, now: float) -> ServerStep:
-    state, effects = _admit(state, replace(event.session, stage=Stage.PREFILL))
+    state, effects = _admit(state, evolve(event.session, stage=Stage.PREFILL))
     state, more = _unpark(state, event.session.sid, now)
     return state, (*effects, *more)
 
@@ -331,7 +332,7 @@ def _unpark(state: ServerState, sid: int, now: float) -> ServerStep:
     """Take the frames that waited for a session."""
     frames = state.parked.get(sid, ())
     parked = {key: value for key, value in state.parked.items() if key != sid}
-    state = replace(state, parked=parked)
+    state = evolve(state, parked=parked)
     effects: tuple[ServerEffect, ...] = ()
     for frame in frames:
         state, more = _received(state, Received(frame), now)
@@ -342,14 +343,14 @@ def _unpark(state: ServerState, sid: int, now: float) -> ServerStep:
 def _admit(state: ServerState, session: Session) -> ServerStep:
     batcher = add_prefill(state.batcher, session.sid, session.tokens_to_read, session.kv_tokens)
     opened = OpenCache(session.sid, session.contract, session.seed)
-    return _put(replace(state, batcher=batcher), session), (opened,)
+    return _put(evolve(state, batcher=batcher), session), (opened,)
 
 
 def _replan(state: ServerState, event: Replan, now: float) -> ServerStep:
     session = state.sessions.get(event.sid)
     if session is None:
         return state, ()
-    session = replace(session, draft_length=event.draft_length, server=event.server)
+    session = evolve(session, draft_length=event.draft_length, server=event.server)
     return _migrate_if_due(_put(state, session), session)
 
 
@@ -363,10 +364,10 @@ def _migrate_if_due(state: ServerState, session: Session) -> ServerStep:
 
 
 def _foreign_load(state: ServerState, event: ForeignLoad, now: float) -> ServerStep:
-    batcher = replace(state.batcher, foreign_rows=event.rows)
+    batcher = evolve(state.batcher, foreign_rows=event.rows)
     if event.prefill_tokens:
         batcher = add_prefill(batcher, None, event.prefill_tokens, 0)
-    return replace(state, batcher=batcher), ()
+    return evolve(state, batcher=batcher), ()
 
 
 def _tails_drawn(state: ServerState, event: TailsDrawn, now: float) -> ServerStep:
@@ -378,7 +379,7 @@ def _tails_drawn(state: ServerState, event: TailsDrawn, now: float) -> ServerSte
 def _forward_done(state: ServerState, event: ForwardDone, now: float) -> ServerStep:
     forward = state.batcher.running
     assert forward is not None, "a forward ended that did not run"
-    state = replace(state, batcher=finish(state.batcher))
+    state = evolve(state, batcher=finish(state.batcher))
     effects: tuple[ServerEffect, ...] = ()
     for work, outcome in zip(forward.works, event.outcomes, strict=True):
         if work.sid not in state.sessions:
@@ -418,7 +419,7 @@ def _decided(
 ) -> ServerStep:
     """Commit what a forward decided about one session, and tell its device."""
     if outcome is None:
-        session = replace(session, stage=session.resume, queued_s=now)
+        session = evolve(session, stage=session.resume, queued_s=now)
         return _unpark(_put(state, session), session.sid, now)
     if session.stage is Stage.VERIFY:
         session, frame = _judge(session, outcome, started_s)
@@ -430,7 +431,7 @@ def _decided(
     if session.answer.is_finished:
         return _drop(state, session.sid), (SendDown(frame), CloseCache(session.sid))
     stage = Stage.DEVICE if session.awaits_token or session.gives_turn else Stage.DECODE
-    session = replace(session, stage=stage, resume=stage, draft=None, queued_s=now)
+    session = evolve(session, stage=stage, resume=stage, draft=None, queued_s=now)
     return _put(state, session), (SendDown(frame),)
 
 
@@ -443,7 +444,7 @@ def _judge(session: Session, outcome: Outcome, started_s: float) -> tuple[Sessio
     is_split = outcome.token is None and not session.answer.is_finished
     if outcome.token is not None:
         session = session.commit((outcome.token,))
-    session = replace(session, epoch=session.epoch + rejected, awaits_token=is_split)
+    session = evolve(session, epoch=session.epoch + rejected, awaits_token=is_split)
     frame = Verdict(
         sid=session.sid,
         round=draft.round,

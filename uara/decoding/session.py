@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from uara.decoding.answer import Answer
+from uara.decoding.evolve import evolve
 from uara.decoding.protocol import NO_TOKEN, Draft, NeedP, ProtocolError
 from uara.decoding.verifier import Contract, Work
 
@@ -94,7 +95,7 @@ class Session:
 
     def commit(self, tokens: tuple[int, ...]) -> Session:
         """Commit tokens."""
-        return replace(self, answer=self.answer.extend(tokens))
+        return evolve(self, answer=self.answer.extend(tokens))
 
     def take_draft(self, frame: Draft, now: float) -> Session:
         """Queue a draft, or the turn if it is empty.
@@ -111,7 +112,7 @@ class Session:
             )
         session = self
         if self.awaits_token:
-            session = replace(self.commit((frame.correction,)), awaits_token=False)
+            session = evolve(self.commit((frame.correction,)), awaits_token=False)
         if (frame.epoch, frame.base) != (session.epoch, session.position):
             raise ProtocolError(
                 f"draft {(frame.epoch, frame.base)} where {(session.epoch, session.position)} "
@@ -120,7 +121,7 @@ class Session:
         need = Stage.VERIFY if frame.tokens else Stage.DECODE
         stage = Stage.PREFILL if self.stage is Stage.PREFILL else need
         draft = frame if frame.tokens else None
-        return replace(session, stage=stage, resume=need, draft=draft, queued_s=now)
+        return evolve(session, stage=stage, resume=need, draft=draft, queued_s=now)
 
     def check_need(self, frame: NeedP) -> None:
         """Check that a request for tail draws belongs to the rejection at hand.
