@@ -49,6 +49,7 @@ from uara.decoding.scenario import (
     ServerProfile,
     SlotPlan,
 )
+from uara.decoding.shadow import Shadow
 from uara.decoding.verifier import Verifier
 from uara.serving.modes import MODES
 
@@ -84,7 +85,11 @@ class VirtualKernel:
         self.draft_model = draft
         self.devices = [DeviceNode(profile) for profile in devices]
         self.servers = [
-            ServerNode(profile, Verifier(target), self._server_state(index, profile, target))
+            ServerNode(
+                profile,
+                Verifier(target, settings.shadows),
+                self._server_state(index, profile, target),
+            )
             for index, profile in enumerate(servers)
         ]
         self.recorder = Recorder(settings.keeps_rounds)
@@ -208,6 +213,8 @@ class VirtualKernel:
         node.drafter = Drafter(
             self.draft_model, contract.rule, contract.sampling, contract.top_k, Draws(seed)
         )
+        if self.settings.shadows:
+            node.shadow = Shadow(self.draft_model, contract, request.text)
         unread = request.prompt_tokens - len(request.text)
         node.unread_tokens = unread
         draft_length = int(self.plan.draft_length[index])
@@ -396,6 +403,10 @@ class VirtualKernel:
             if self.devices[index].overlap is None:
                 self.recorder.close_round(frame.sid, frame.base, frame.accepted, self.now)
         elif isinstance(frame, Token):
+            node = self.devices[index]
+            if node.shadow is not None and frame.probability is not None:
+                node.shadow.compare(node.state.answer.tokens, frame.token, frame.probability)
+                node.draft_s += node.profile.draft_time_s
             self.recorder.close_round(frame.sid, frame.position, 0, self.now)
         self._step_device(index, dev.Received(frame))
 

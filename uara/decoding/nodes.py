@@ -21,6 +21,7 @@ from uara.decoding.overlap import Overlap, overlap_of
 from uara.decoding.parallel_device import ParallelDeviceState, step_parallel_device
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.server import ServerState
+from uara.decoding.shadow import Shadow
 from uara.decoding.verifier import Contract, Verifier
 from uara.serving.modes import MODES
 
@@ -93,6 +94,8 @@ class KernelSettings:
             stopped with `StalledRunError`; None: links may be silent for ever.
         priced_row_bits: added to a draft per token, for rows that are priced but not built.
         keeps_rounds: whether a record of every round is kept.
+        shadows: whether tokens of the server alone come with their probability, so that devices
+            estimate acceptance without speculating.
     """
 
     slot_s: float
@@ -109,6 +112,7 @@ class KernelSettings:
     watchdog_s: float | None = None
     priced_row_bits: float = 0.0
     keeps_rounds: bool = True
+    shadows: bool = False
 
     def first_state(self, mode: str) -> AnyDeviceState:
         """Make the machine of a request that begins in a mode.
@@ -146,6 +150,7 @@ class DeviceNode:
     waiting: deque[Request] = field(default_factory=deque)
     request: Request | None = None
     drafter: Drafter | None = None
+    shadow: Shadow | None = None
     unread_tokens: int = 0
     busy_until_s: float = 0.0
     draft_s: float = 0.0

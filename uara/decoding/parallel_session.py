@@ -201,7 +201,13 @@ def _decoded(session: ParallelSession, outcome: Outcome) -> Decided:
         is_handed_over=not gives_turn,
         acknowledged=session.position,
     )
-    return session, (*frames, Token(session.sid, position, outcome.token, gives_turn))
+    token = Token(session.sid, position, outcome.token, gives_turn, told_probability(outcome))
+    return session, (*frames, token)
+
+
+def told_probability(outcome: Outcome) -> float | None:
+    """Take the target's probability of a token drawn alone, if it is told."""
+    return float(outcome.top.probabilities[0]) if len(outcome.top) else None
 
 
 def _judged(

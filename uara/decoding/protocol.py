@@ -70,6 +70,10 @@ class _Token(_Frame, tag=6, frozen=True):
     pass
 
 
+class _ShadowToken(_Frame, tag=10, frozen=True):
+    probability: bytes
+
+
 class _Close(_Frame, tag=7, frozen=True):
     pass
 
@@ -78,7 +82,18 @@ class _Error(_Frame, tag=8, frozen=True):
     text: bytes
 
 
-_Wire = _Open | _Draft | _DraftPart | _Verdict | _NeedP | _Tails | _Token | _Close | _Error
+_Wire = (
+    _Open
+    | _Draft
+    | _DraftPart
+    | _Verdict
+    | _NeedP
+    | _Tails
+    | _Token
+    | _ShadowToken
+    | _Close
+    | _Error
+)
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[_Wire] = msgspec.msgpack.Decoder(_Wire)
 
@@ -174,13 +189,17 @@ class Tails:
 
 @dataclass(frozen=True)
 class Token:
-    """Bring one token that the server decoded alone (down)."""
+    """Bring one token that the server decoded alone (down).
+
+    `probability` is the target's for it, sent where the device compares its draft's; else None.
+    """
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIB")
     sid: int
     position: int
     token: int
     device_turn: bool
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -368,9 +387,10 @@ def _to_wire(frame: Frame, form: Format) -> _Wire:
             header = Tails.LAYOUT.pack(frame.sid, frame.epoch, frame.position, frame.drawn)
             return _Tails(header, form.pack_pairs(frame.tails))
         case Token():
-            return _Token(
-                Token.LAYOUT.pack(frame.sid, frame.position, frame.token, frame.device_turn)
-            )
+            header = Token.LAYOUT.pack(frame.sid, frame.position, frame.token, frame.device_turn)
+            if frame.probability is None:
+                return _Token(header)
+            return _ShadowToken(header, struct.pack("<f", frame.probability))
         case Close():
             return _Close(Close.LAYOUT.pack(frame.sid))
         case Error():
@@ -406,9 +426,12 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
         case _Tails():
             values = [*Tails.LAYOUT.unpack(wire.header), form.unpack_pairs(wire.row)]
             return Tails(*values)
-        case _Token():
+        case _Token() | _ShadowToken():
             sid, position, token, device_turn = Token.LAYOUT.unpack(wire.header)
-            return Token(sid, position, token, bool(device_turn))
+            probability = None
+            if isinstance(wire, _ShadowToken):
+                probability = float(_unpack_probabilities(wire.probability)[0])
+            return Token(sid, position, token, bool(device_turn), probability)
 
 
 def _read_open(wire: _Open) -> Open:

@@ -14,7 +14,12 @@ from uara.decoding.answer import Answer
 from uara.decoding.batcher import Batcher, Forward, add_prefill, compose, drop_prefill, finish
 from uara.decoding.evolve import evolve
 from uara.decoding.overlap import Overlap
-from uara.decoding.parallel_session import ParallelSession, after_forward, after_judging
+from uara.decoding.parallel_session import (
+    ParallelSession,
+    after_forward,
+    after_judging,
+    told_probability,
+)
 from uara.decoding.protocol import (
     NO_TOKEN,
     Close,
@@ -427,7 +432,9 @@ def _decided(
         assert outcome.token is not None, "decoding always brings a token"
         position = session.position
         session = session.commit((outcome.token,))
-        frame = Token(session.sid, position, outcome.token, session.gives_turn)
+        frame = Token(
+            session.sid, position, outcome.token, session.gives_turn, told_probability(outcome)
+        )
     if session.answer.is_finished:
         return _drop(state, session.sid), (SendDown(frame), CloseCache(session.sid))
     stage = Stage.DEVICE if session.awaits_token or session.gives_turn else Stage.DECODE

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from uara.decoding.chain import verify_chain
 from uara.decoding.kv import Cache, Feed, SequenceModel
 from uara.decoding.protocol import RuleCode
@@ -81,9 +83,15 @@ class _Session:
 
 @dataclass
 class Verifier:
-    """The target model of one server."""
+    """The target model of one server.
+
+    Attributes:
+        model: the target.
+        tells_probability: whether a token drawn alone comes with its probability, in `top`.
+    """
 
     model: SequenceModel
+    tells_probability: bool = False
     _sessions: dict[int, _Session] = field(default_factory=dict, init=False)
 
     def open(self, sid: int, contract: Contract, draws: Draws) -> None:
@@ -118,7 +126,7 @@ class Verifier:
             return None
         choice = session.draws.in_epoch(work.epoch)
         if not work.tokens:
-            return Outcome(0, choice.pick(Purpose.TARGET, base, rows[-1]))
+            return self._draw(choice, base, rows[-1])
         if len(rows) == len(work.tokens):
             assert session.rejected_row is not None, "a block without context needs a kept row"
             rows.insert(0, session.rejected_row)
@@ -137,8 +145,14 @@ class Verifier:
         assert row is not None, f"session {sid} keeps no row to judge by"
         choice = session.draws.in_epoch(epoch)
         if not tokens:
-            return Outcome(0, choice.pick(Purpose.TARGET, position, row))
+            return self._draw(choice, position, row)
         return verify_chain([row, row], tokens, rows, contract.split, position, choice)
+
+    def _draw(self, choice: Draws, position: int, row: Floats) -> Outcome:
+        token = choice.pick(Purpose.TARGET, position, row)
+        if not self.tells_probability:
+            return Outcome(0, token)
+        return Outcome(0, token, Pairs(np.array([token]), row[[token]]))
 
     def more_tails(self, sid: int, position: int, drawn: int, epoch: int) -> Pairs:
         """Draw further tail tokens at the rejected position, after `drawn` were refused."""

@@ -43,6 +43,7 @@ def run(
         Contract(code, sampling, 2, 1),
         lambda sid: derive_seed(seed, int(code), sid),
         watchdog_s=watchdog_s,
+        drain_slots=10**6,
         **{"mode": "async", "jitter": Jitter(draft_sd=0.3, forward_sd=0.3, seed=seed)} | more,
     )
     kernel = VirtualKernel(
