@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from uara.decoding.kernel import DeviceNode, Planner, VirtualKernel
 from uara.decoding.scenario import SlotPlan
+from uara.errors import UserError
 from uara.serving.modes import MODES, RoundParts
 
 NO_PRIOR_VARIANCE = 0.25  # of one test, at most
@@ -53,7 +54,14 @@ class Fallback:
             config: when to speculate.
             mode: whose formula predicts the gain.
             window: of `async`.
+
+        Raises:
+            UserError: if the mode does not verify drafts.
         """
+        if not (MODES[mode].drafts and MODES[mode].uses_server):
+            raise UserError(
+                f"a fall-back in mode '{mode}' has nothing to choose; allowed: sd, psd, async"
+            )
         self._inner = inner
         self._config = config
         self._mode = MODES[mode]

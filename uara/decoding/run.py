@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from uara.decoding.kernel import KernelSettings, VirtualKernel
+from uara.decoding.fallback import Fallback, FallbackConfig
+from uara.decoding.kernel import KernelSettings, Planner, VirtualKernel
 from uara.decoding.kv import TransformerModel
 from uara.decoding.models import ModelPair, tokenizer_hash
 from uara.decoding.protocol import RuleCode
@@ -60,6 +61,11 @@ class DecodingConfig(BaseModel):
         "at 10 TOPS, a quarter of a phone NPU's peak",
     )
     seed: int = Field(0, description="of all draws")
+    fallback: FallbackConfig | None = Field(
+        None,
+        description="choose draft lengths per request from running estimates, beginning with the "
+        "server alone; null: take the controller's",
+    )
     drain_slots: int = Field(
         4000, gt=0, description="slots after the last arrival at which a run is stopped"
     )
@@ -155,7 +161,11 @@ def run_decoding(
     rule = "greedy" if config.temperature == 0 else physics.codec.rule
     means = [acceptance.of(rule, task.name).mean for task in world.requests.tasks]
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "controller") >> 1)
-    planner = ControllerPlanner(controller, gains, world, physics, torch.tensor(means), generator)
+    planner: Planner = ControllerPlanner(
+        controller, gains, world, physics, torch.tensor(means), generator
+    )
+    if config.fallback is not None:
+        planner = Fallback(planner, config.fallback, physics.config.mode, physics.config.window)
     kernel = VirtualKernel(
         TransformerModel(pair.draft, pair.vocab_size),
         TransformerModel(pair.target, pair.vocab_size),
@@ -200,6 +210,7 @@ def _settings(
         drain_slots=config.drain_slots,
         mode=physics.config.mode,
         window=physics.config.window,
+        shadows=config.fallback is not None,
     )
 
 

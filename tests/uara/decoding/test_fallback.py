@@ -1,0 +1,103 @@
+"""Acceptance seen without speculating, and draft lengths that follow from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from uara.decoding.bernoulli import bernoulli_pair
+from uara.decoding.fallback import Fallback, FallbackConfig, lower_acceptance
+from uara.decoding.kernel import KernelSettings, VirtualKernel
+from uara.decoding.nodes import DeviceNode
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import derive_seed
+from uara.decoding.rules import Sampling, truncate, warp
+from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
+from uara.decoding.shadow import Shadow
+from uara.decoding.verifier import Contract
+from uara.errors import UserError
+from uara.serving.hardware import ForwardTime
+
+DRAFT_S, FORWARD_S = 0.0244, 0.072
+
+
+def contract(code: RuleCode) -> Contract:
+    return Contract(code, Sampling(temperature=0.8), 2, 1)
+
+
+@pytest.mark.parametrize("code", [RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL, RuleCode.IDS])
+def test_the_mean_over_the_targets_tokens_is_the_overlap_of_the_laws(
+    code: RuleCode, table_model: Any
+) -> None:
+    draft, vocab = table_model(5, 1), 5
+    target = warp(table_model(5, 0).logits[2, 3], Sampling(temperature=0.8))
+    law = warp(draft.logits[2, 3], Sampling(temperature=0.8))
+    mean = 0.0
+    for token in range(vocab):
+        shadow = Shadow(draft, contract(code), (1, 2))
+        shadow.compare((3,), token, float(target[token]))
+        mean += float(target[token]) * shadow.total
+    if code is RuleCode.IDS:
+        assert mean == pytest.approx(target[np.argmax(law)])
+    else:
+        law = truncate(law, 2) if code is RuleCode.TOPK else law
+        assert mean == pytest.approx(np.minimum(law, target).sum())
+
+
+def play(alpha: float, rtt_s: float, planner: Any, *, count: int = 6) -> VirtualKernel:
+    settings = KernelSettings(
+        0.25,
+        contract(RuleCode.ID_PROB),
+        lambda sid: derive_seed("fallback", sid),
+        mode="async",
+        watchdog_s=20.0,
+        shadows=True,
+    )
+    kernel = VirtualKernel(
+        *bernoulli_pair(alpha),
+        [DeviceProfile(DRAFT_S)],
+        [ServerProfile(ForwardTime(FORWARD_S, 0, 0, 0), 10**6, rtt_s)],
+        [Request(sid, 0, 0.0, (0, 1), 2, 128) for sid in range(count)],
+        planner,
+        settings,
+    )
+    kernel.run()
+    return kernel
+
+
+def mean_tpot_s(kernel: VirtualKernel) -> float:
+    return float(np.mean([record.tpot_s for record in kernel.recorder.requests.values()]))
+
+
+@pytest.mark.parametrize(("alpha", "rtt_s"), [(0.3, 0.005), (0.5, 0.1), (0.6, 0.2)])
+def test_where_drafts_do_not_pay_the_server_goes_on_alone(
+    alpha: float, rtt_s: float, fixed_plan: Any
+) -> None:
+    kernel = play(alpha, rtt_s, Fallback(fixed_plan.of(draft_length=4), FallbackConfig()))
+    assert FORWARD_S / mean_tpot_s(kernel) > 0.97
+
+
+def test_where_drafts_pay_it_speculates_after_a_few_tokens(fixed_plan: Any) -> None:
+    kernel = play(0.95, 0.02, Fallback(fixed_plan.of(draft_length=1), FallbackConfig()))
+    assert FORWARD_S / mean_tpot_s(kernel) > 1.7
+    first = [r for r in kernel.recorder.rounds if r.sid == 0][:9]
+    assert {record.work for record in first} == {"prefill", "decode"}
+
+
+def test_an_estimate_from_few_tokens_is_bounded_well_below_its_mean(table_model: Any) -> None:
+    node = DeviceNode(DeviceProfile(DRAFT_S))
+    node.shadow = Shadow(table_model(5, 1), contract(RuleCode.FULL), (1,))
+    bounds = []
+    for count in (4, 16, 256):
+        node.shadow.count, node.shadow.total, node.shadow.squares = count, 0.8 * count, 0.8 * count
+        bounds.append(lower_acceptance(node, 0, 0, 1.0)[0])
+    assert bounds == sorted(bounds)
+    assert bounds[0] < 0.62
+    assert bounds[-1] == pytest.approx(0.8 - 0.4 / 16, abs=0.002)
+
+
+def test_a_mode_without_drafts_has_nothing_to_fall_back_from(fixed_plan: Any) -> None:
+    with pytest.raises(UserError, match="allowed: sd, psd, async"):
+        Fallback(fixed_plan.of(draft_length=1), FallbackConfig(), "device_only")
