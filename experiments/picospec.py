@@ -285,6 +285,9 @@ def run_cell(config: PicoSpecConfig, cell: Cell, fitted: Fit) -> CellRow:
     def speed(setting: Setting) -> float:
         return measure(config, cell, setting).tokens_per_s
 
+    def slow(window: int) -> Overlap:
+        return Overlap(window, sends_first_ahead=False, judges_first=False)
+
     ours = best_chain(config, cell, nominal_s)
     best = measure(config, cell, ours)
     bound = chain_bound(cell, nominal_s, cell.alpha, at_server=True)
@@ -301,10 +304,9 @@ def run_cell(config: PicoSpecConfig, cell: Cell, fitted: Fit) -> CellRow:
         best_form=f"F={overlap.window} n={ours.draft_length} n0={overlap.first_length or '-'}",
         bound=bound,
         target=cell.target,
-        without_parallel=speed(replace(paper, overlap=Overlap(0))),
-        without_fast=speed(
-            replace(paper, overlap=Overlap(1, sends_first_ahead=False, judges_first=False))
-        ),
+        # Without a next block on its way there is no first token to judge early.
+        without_parallel=speed(replace(paper, overlap=slow(0))),
+        without_fast=speed(replace(paper, overlap=slow(1))),
         without_split=speed(replace(paper, rule=RuleCode.TOPK, sends_rows=True)),
     )
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests.uara.decoding.test_law import DEVICES, TEXT, TOKENS, VOCAB, p_value, target_law
 from uara.decoding import verifier
+from uara.decoding.bernoulli import bernoulli_pair
 from uara.decoding.chain import verify_chain
 from uara.decoding.kernel import KernelSettings, VirtualKernel
-from uara.decoding.nodes import Jitter
+from uara.decoding.nodes import Jitter, StalledRunError
 from uara.decoding.overlap import Overlap
+from uara.decoding.parallel_session import ParallelSession
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import derive_seed
 from uara.decoding.rules import GREEDY, Sampling
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
+from uara.decoding.session import Stage
 from uara.decoding.verifier import Contract
 from uara.serving.hardware import ForwardTime
+from uara.serving.modes import MODES, RoundParts
+from uara.serving.modes.psd import TIME_SPREAD
 
 SAMPLED = (RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL)
 FORWARD = ForwardTime(0.03, 0.002, 0.001, 0.0)
@@ -150,3 +157,89 @@ def test_p4_rows_behind_a_rejection_are_void(
     monkeypatch.setattr(verifier, "verify_chain", late)
     plan = fixed_plan.of(draft_length=4, devices=DEVICES)
     assert law_of(RuleCode.FULL, table_model, plan, 1200, 24) < 1e-6
+
+
+FORMULA_CASES = [
+    # alpha, draft length, draft step, forward, round trip
+    (0.7, 4, 0.025, 0.07, 0.05), (0.9, 6, 0.02, 0.145, 0.05), (0.8, 3, 0.02, 0.07, 0.15),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "code"), [
+    # The formula of `async` reads a correction at the server, that of `psd` after a round trip;
+    # neither sends a first token ahead of a whole draft before the barrier is there.
+    ("async", RuleCode.TOPK), ("psd", RuleCode.ID_PROB),
+])  # fmt: skip
+@pytest.mark.parametrize("case", FORMULA_CASES)
+def test_the_formulas_of_the_modes_hold_for_the_machines(
+    mode: str, code: RuleCode, case: tuple[float, int, float, float, float], fixed_plan: Any
+) -> None:
+    alpha, length, draft_s, forward_s, rtt_s = case
+    settings = KernelSettings(
+        100.0,
+        Contract(code, Sampling(), 2, 1),
+        lambda sid: derive_seed("formula", sid),
+        mode=mode,
+        overlap=Overlap(sends_first_ahead=False) if mode == "async" else None,
+        jitter=Jitter(TIME_SPREAD, TIME_SPREAD, 0.0),
+    )
+    kernel = VirtualKernel(
+        *bernoulli_pair(alpha),
+        [DeviceProfile(draft_s)],
+        [ServerProfile(ForwardTime(forward_s, 0, 0, 0), 10**6, rtt_s)],
+        [Request(sid, 0, 0.0, (0, 1), 2, 200) for sid in range(6)],
+        fixed_plan.of(draft_length=length),
+        settings,
+    )
+    records = kernel.run().requests.values()
+    # Few tokens realise another acceptance than they were given.
+    share = sum(r.accepted for r in records) / sum(r.tested for r in records)
+    zero, gamma = torch.zeros(()), torch.tensor(float(length))
+    parts = RoundParts(
+        draft_s=gamma * draft_s,
+        uplink_s=zero,
+        wait_s=zero,
+        verify_s=zero + forward_s,
+        downlink_s=zero,
+        rtt_s=zero + rtt_s,
+        alpha=zero + share,
+        gamma=gamma,
+    )
+    tokens = MODES[mode].expected_tokens(parts.alpha, gamma)
+    formula_s = float(MODES[mode].round_time_s(parts) / tokens)
+    measured_s = float(np.mean([record.tpot_s for record in records]))
+    print(f"{mode} {case}: measured over formula {measured_s / formula_s:.3f}")
+    assert measured_s == pytest.approx(formula_s, rel=0.06)
+
+
+def test_the_watchdog_stops_a_run_in_which_nothing_is_committed(
+    monkeypatch: pytest.MonkeyPatch, table_model: Any, fixed_plan: Any
+) -> None:
+    # Mutant: the server forgets to read its correction, so that nothing can be judged behind it.
+    monkeypatch.setattr(ParallelSession, "_next_stage", lambda self: Stage.DEVICE)
+    plan = fixed_plan.of(draft_length=3, devices=DEVICES)
+    with pytest.raises(StalledRunError, match="nothing was committed"):
+        run(table_model, plan, RuleCode.FULL, count=1, max_new=9, watchdog_s=5.0)
+
+
+def test_no_forward_reads_a_single_token_that_is_no_correction(
+    table_model: Any, fixed_plan: Any
+) -> None:
+    # P1 over whole runs: one-token forwards are corrections and the first token of an answer.
+    target = table_model(VOCAB, 0)
+    settings = KernelSettings(
+        1.0, Contract(RuleCode.FULL, Sampling(), 2, 1), lambda sid: sid, mode="async", window=2
+    )
+    kernel = VirtualKernel(
+        table_model(VOCAB, 1),
+        target,
+        [DeviceProfile(0.02)],
+        [ServerProfile(FORWARD, 9999, 0.05)],
+        [Request(0, 0, 0.0, TEXT, 2, 100)],
+        fixed_plan.of(draft_length=3),
+        settings,
+    )
+    recorder = kernel.run()
+    rejections = sum(r.work == "verify" and r.accepted < r.draft_length for r in recorder.rounds)
+    assert rejections > 10
+    assert target.fed.count(1) <= rejections + 1

@@ -1,0 +1,123 @@
+"""Rounds per second of the runtime itself: a table for a language model, one core, virtual time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from uara.decoding.kernel import KernelSettings, VirtualKernel
+from uara.decoding.kv import Cache, Feed, Floats
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import derive_seed
+from uara.decoding.rules import Sampling
+from uara.decoding.scenario import DeviceProfile, Request, ServerProfile, SlotPlan
+from uara.decoding.verifier import Contract
+from uara.serving.hardware import ForwardTime
+
+VOCAB = 32
+DRAFT_LENGTH = 4
+ANSWER_TOKENS = 64
+REPEATS = 3
+
+
+@dataclass
+class _Context:
+    """A context that is simply remembered."""
+
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens remembered."""
+        return len(self.tokens)
+
+    def roll_back(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self.tokens[length:]
+
+
+@dataclass
+class TableModel:
+    """A language model that is a table over the last two tokens."""
+
+    logits: Floats  # (V, V, V): one before last, last, next
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.logits.shape[-1])
+
+    def new_cache(self) -> Cache:
+        """Start a sequence."""
+        return _Context()
+
+    def forward(self, feeds: Sequence[Feed]) -> list[Floats]:
+        """Extend each context; return logits (Q_i - logits_from, V) per sequence."""
+        outputs = []
+        for feed in feeds:
+            assert isinstance(feed.cache, _Context), "a context of another model"
+            start = feed.cache.length + feed.logits_from
+            feed.cache.tokens.extend(feed.tokens)
+            context = [0, *feed.cache.tokens]
+            before, last = context[start : len(context) - 1], context[start + 1 :]
+            outputs.append(self.logits[before, last])
+        return outputs
+
+
+@dataclass(frozen=True)
+class _Constant:
+    plan_of_slot: SlotPlan
+
+    def plan(self, now: float, kernel: VirtualKernel) -> SlotPlan:
+        return self.plan_of_slot
+
+
+def rounds_per_s(mode: str, *, keeps_rounds: bool, requests: int = 40) -> tuple[float, float]:
+    """Play requests on one device; return rounds and tokens per second of processor time."""
+    generator = np.random.default_rng(0)
+    draft = generator.normal(0, 1, (VOCAB,) * 3)
+    target = draft + generator.normal(0, 0.5, draft.shape)
+    settings = KernelSettings(
+        slot_s=10.0,
+        contract=Contract(RuleCode.ID_PROB, Sampling(), 8, 8),
+        session_seed=lambda sid: derive_seed("speed", sid),
+        mode=mode,
+        window=2,
+        keeps_rounds=keeps_rounds,
+    )
+    rate = np.array([1e8])
+    plan = SlotPlan(np.zeros(1, np.int64), np.array([DRAFT_LENGTH]), rate, rate)
+    kernel = VirtualKernel(
+        TableModel(draft),
+        TableModel(target),
+        [DeviceProfile(0.02)],
+        [ServerProfile(ForwardTime(0.07, 0.0, 0.0, 0.0), 10**6, 0.05)],
+        [Request(sid, 0, 0.0, (1, 2), 2, ANSWER_TOKENS) for sid in range(requests)],
+        _Constant(plan),
+        settings,
+    )
+    begun = time.process_time()
+    records = kernel.run().requests.values()
+    spent_s = time.process_time() - begun
+    rounds = sum(record.verifications for record in records)
+    return rounds / spent_s, sum(len(record.tokens) for record in records) / spent_s
+
+
+def main() -> None:
+    """Print the best of a few runs per mode, with records of rounds and without."""
+    torch.set_num_threads(1)
+    print(f"table model, V = {VOCAB}, draft length {DRAFT_LENGTH}, one core, processor time")
+    for mode in ("sd", "psd", "async"):
+        for keeps_rounds in (True, False):
+            runs = [rounds_per_s(mode, keeps_rounds=keeps_rounds) for _ in range(REPEATS)]
+            rounds, tokens = max(runs)
+            kept = "with" if keeps_rounds else "without"
+            print(f"{mode:6} {kept:8} records: {rounds:6.0f} rounds/s, {tokens:6.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()
