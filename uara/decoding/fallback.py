@@ -26,9 +26,9 @@ class FallbackConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_tokens: int = Field(8, gt=0, description="tokens compared before the first speculation")
+    min_tokens: int = Field(12, gt=0, description="tokens compared before the first speculation")
     confidence: float = Field(
-        1.0, ge=0, description="standard errors that the bound lies below the mean acceptance"
+        2.0, ge=0, description="standard errors that the bound lies below the mean acceptance"
     )
     margin: float = Field(
         1.05, gt=0, description="predicted gain over server decoding that is asked for"
