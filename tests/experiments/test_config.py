@@ -21,7 +21,9 @@ from experiments.config import (
 )
 from uara.errors import UserError
 
-FILES = sorted((PROJECT / "experiments").rglob("*.yaml"))
+# The cells of a paper are no task; `experiments.picospec` reads them itself.
+OTHERS = {PROJECT / "experiments" / "papers" / "picospec.yaml"}
+FILES = sorted(set((PROJECT / "experiments").rglob("*.yaml")) - OTHERS)
 
 
 def models() -> list[type[BaseModel]]:

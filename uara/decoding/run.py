@@ -158,14 +158,7 @@ def run_decoding(
             f"the gains have {gains.gain.shape[2]} servers but the world names {len(profiles)}; "
             "give a bank of this world"
         )
-    rule = "greedy" if config.temperature == 0 else physics.codec.rule
-    means = [acceptance.of(rule, task.name).mean for task in world.requests.tasks]
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "controller") >> 1)
-    planner: Planner = ControllerPlanner(
-        controller, gains, world, physics, torch.tensor(means), generator
-    )
-    if config.fallback is not None:
-        planner = Fallback(planner, config.fallback, physics.config.mode, physics.config.window)
+    planner = _planner(controller, gains, world, physics, acceptance, config)
     kernel = VirtualKernel(
         TransformerModel(pair.draft, pair.vocab_size),
         TransformerModel(pair.target, pair.vocab_size),
@@ -185,6 +178,23 @@ def run_decoding(
         server_busy=[min(_ratio(node.busy_s, kernel.now), 1.0) for node in kernel.servers],
         duration_s=kernel.now,
     )
+
+
+def _planner(
+    controller: Controller,
+    gains: GainView,
+    world: WorldConfig,
+    physics: Physics,
+    acceptance: AcceptanceTable,
+    config: DecodingConfig,
+) -> Planner:
+    rule = "greedy" if config.temperature == 0 else physics.codec.rule
+    means = [acceptance.of(rule, task.name).mean for task in world.requests.tasks]
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "controller") >> 1)
+    planner = ControllerPlanner(controller, gains, world, physics, torch.tensor(means), generator)
+    if config.fallback is None:
+        return planner
+    return Fallback(planner, config.fallback, physics.config.mode, physics.config.window)
 
 
 def _settings(
