@@ -95,7 +95,10 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 
     @property
     def tokens_per_verification(self) -> float:
-        """Committed tokens per verification, bonus included; nan without any."""
+        """Committed tokens per verification, bonus included; nan without any.
+
+        Parallel modes draw no bonus: there a block that passes whole counts one token too many.
+        """
         count = self.verifications
         return (self.accepted + count) / count if count else float("nan")
 
