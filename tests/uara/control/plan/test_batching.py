@@ -44,7 +44,7 @@ def test_nine_tasks_are_cut_nearly_as_well_as_can_be(small: Callable[..., HetEdg
             draft=draft,
             verify=verify,
             acceptance=rng.uniform(0.5, 0.9),
-            output_tokens_max=rng.integers(32, 512),
+            output_tokens_max=rng.integers(32, 128),
             memory_bytes=16e9,
         )
         room = float(config.cost.batch_bytes(rng.integers(3, 10), 512))
