@@ -110,11 +110,7 @@ def choose(
     chosen = serve(config, tasks, order, batching, lengths[:, None], upload=config.upload)
     if config.search == "prefix" and not config.draft_length_per_batch:
         return chosen
-    # A front has no waves: where the prefixes needed several, their plan stays.
-    return [
-        choice if choice.wave.max() > 0 else _improve(config, tasks.drop(d), choice, lengths)
-        for d, choice in enumerate(chosen)
-    ]
+    return _improve(config, tasks, order, chosen, lengths)
 
 
 def serve(
@@ -247,34 +243,67 @@ def as_plan(config: HetEdgeConfig, tasks: Tasks, choice: Choice) -> Plan:
     )
 
 
-def _improve(config: HetEdgeConfig, tasks: Tasks, choice: Choice, lengths: Integers) -> Choice:
-    """Look for a better plan of one drop on the front of the periodic objective."""
-    cost, prompts = config.cost, tasks.input_tokens[0, choice.order]
-    cache_bytes = config.cache_bytes
-    work_s = choice.total_s - choice.release_s.min()
-    best = choice
+def _improve(
+    config: HetEdgeConfig,
+    tasks: Tasks,
+    order: Integers,
+    chosen: list[Choice],
+    lengths: Integers,
+) -> list[Choice]:
+    """Look for better plans on the fronts of the periodic objective; the plans at hand compete."""
+    prompts = np.take_along_axis(tasks.input_tokens, order, -1)
+    rivals = [
+        [_as_candidate(choice), *_front_candidates(config, own, choice, lengths)]
+        for choice, own in zip(chosen, prompts, strict=True)
+    ]
+    most = max(map(len, rivals))
+    # Drops have as many candidates as the one with the most: the plan at hand once more.
+    full = [own + own[:1] * (most - len(own)) for own in rivals]
+    packed = pack(
+        prompts, [[c.tasks for c in own] for own in full], [[c.wave for c in own] for own in full]
+    )
+    draft_length = np.ones(packed.tasks.shape, np.int64)
+    for d, own in enumerate(full):
+        for c, candidate in enumerate(own):
+            draft_length[d, c, : len(candidate.draft_length)] = candidate.draft_length
+    return serve(config, tasks, order, packed, draft_length, upload=config.upload)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Batches by their sizes, waves and draft lengths."""
+
+    tasks: list[int]
+    wave: list[int]
+    draft_length: list[int]
+
+
+def _as_candidate(choice: Choice) -> _Candidate:
+    return _Candidate(choice.tasks.tolist(), choice.wave.tolist(), choice.draft_length.tolist())
+
+
+def _front_candidates(
+    config: HetEdgeConfig, prompts: Array, choice: Choice, lengths: Integers
+) -> list[_Candidate]:
+    """List the best of one drop's fronts, of one length at a time and of mixed lengths."""
+    if choice.wave.max() > 0:
+        return []  # a front has no waves: where the prefixes needed several, their plan stays
+    cost, work_s = config.cost, choice.total_s - choice.release_s.min()
     sets = [lengths[c : c + 1] for c in range(len(lengths))] if config.search != "prefix" else []
     if config.draft_length_per_batch:
         sets.append(lengths)
+    found = []
     for own in sets:
-        totals = batch_totals(cost, prompts, own, cache_bytes)
+        totals = batch_totals(cost, prompts, own, config.cache_bytes)
         # The periodic objective leaves the filling of the pipeline out, so it is below the total.
         if lower_bound_s(totals) > work_s:
             continue
-        found = front_cuts(totals, work_s)
-        if config.memory_rule == "in_flight":
-            found = [cut for cut in found if _held(cost, prompts, cut.tasks) <= cache_bytes]
-        if not found:
-            continue
-        cuts = [cut.tasks for cut in found]
-        packed = pack(prompts[None], [cuts], [[[0] * len(cut) for cut in cuts]])
-        longest = packed.tasks.shape[-1]
-        drafts = np.stack(
-            [np.pad(own[cut.choice], (0, longest - len(cut.choice)), "edge") for cut in found]
-        )
-        rival = serve(config, tasks, choice.order[None], packed, drafts, upload=config.upload)[0]
-        best = rival if rival.total_s < best.total_s else best
-    return best
+        for cut in front_cuts(totals, work_s):
+            fits = _held(cost, prompts, cut.tasks) <= config.cache_bytes
+            if fits or config.memory_rule == "per_batch":
+                drafts = own[cut.choice].tolist()
+                found.append(_Candidate(cut.tasks, [0] * len(cut.tasks), drafts))
+    return found
 
 
 def _held(cost: ServingCost, prompts: Array, cut: list[int]) -> float:

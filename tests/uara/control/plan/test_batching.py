@@ -10,6 +10,7 @@ import pytest
 
 from uara.control.plan.batching import (
     Array,
+    Batching,
     Integers,
     pack,
     prefix_batches,
@@ -44,7 +45,7 @@ def test_nine_tasks_are_cut_nearly_as_well_as_can_be(small: Callable[..., HetEdg
             draft=draft,
             verify=verify,
             acceptance=rng.uniform(0.5, 0.9),
-            output_tokens_max=rng.integers(32, 128),
+            output_tokens_max=rng.integers(24, 64),
             memory_bytes=16e9,
         )
         room = float(config.cost.batch_bytes(rng.integers(3, 10), 512))
@@ -64,9 +65,9 @@ def test_nine_tasks_are_cut_nearly_as_well_as_can_be(small: Callable[..., HetEdg
 def least_completion_s(config: HetEdgeConfig, tasks: Tasks, length: Integers) -> Array:
     """Play every cut of the sorted tasks that fits in memory, (D,)."""
     prompts = np.sort(tasks.input_tokens, -1)
-    every = pack(
-        prompts, [EVERY] * len(prompts), [[[0] * len(cut) for cut in EVERY]] * len(prompts)
-    )
+    sizes = np.array([cut + [0] * (TASKS - len(cut)) for cut in EVERY])  # (cuts, M)
+    longest = prompts[:, np.cumsum(sizes, -1) - 1] * (sizes > 0)
+    every = Batching(np.broadcast_to(sizes, longest.shape), longest, np.zeros_like(sizes))
     upload_s = (tasks.bits(config) / tasks.efficiency(config)).sum(-1) / config.bandwidth_hz
     release_s = np.broadcast_to(upload_s[:, None, None], every.tasks.shape)
     lengths = np.broadcast_to(length, every.tasks.shape)
