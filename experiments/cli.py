@@ -21,6 +21,8 @@ from experiments.config import (
     load_experiment,
     one_line,
 )
+from experiments.plan import PlanTask
+from experiments.plan_command import plan
 from experiments.runs import provenance, write_json
 from uara.errors import UserError
 
@@ -34,6 +36,7 @@ channels = typer.Typer(help="Channel banks.", no_args_is_help=True)
 pair = typer.Typer(help="Draft/target pairs of language models.", no_args_is_help=True)
 app.add_typer(channels, name="channels")
 app.add_typer(pair, name="pair")
+app.command()(plan)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 Config = Annotated[Path, typer.Argument(help="config file (YAML)")]
@@ -320,10 +323,11 @@ def quickstart(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of task and experiment files: every option with its description."""
+    """Print the JSON schema of task, experiment and plan files: every option is described."""
     schemas = {
         "task": TaskConfig.model_json_schema(),
         "experiment": ExperimentConfig.model_json_schema(),
+        "plan": PlanTask.model_json_schema(),
     }
     typer.echo(json.dumps(schemas, indent=1))
 

@@ -196,6 +196,24 @@ def from_overrides(model: type[Model], overrides: list[str]) -> Model:
     return _validate(model, _override({}, overrides), Path("options"))
 
 
+def read_options(path: Path | str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read a file of options and apply `k=v` overrides, without looking at what they are.
+
+    Raises:
+        UserError: for a missing file, a file without options or a wrong override.
+    """
+    return _override(_read_yaml(Path(path)), overrides or [])
+
+
+def from_options(model: type[Model], raw: dict[str, Any], path: Path | str) -> Model:
+    """Make a config from options that were read from a file.
+
+    Raises:
+        UserError: for a wrong key or a value that is not allowed.
+    """
+    return _validate(model, raw, Path(path))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"config {path} does not exist; `ls experiments/` shows those that do")

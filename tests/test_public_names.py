@@ -22,6 +22,8 @@ from experiments.evaluation import METRICS
 from uara.control.allocation import AllocationConfig
 from uara.control.association import ASSOCIATION_RULES
 from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.plan.baselines import BASELINES
+from uara.control.plan.model_cost import MODELS
 from uara.control.power import POWER_RULES
 from uara.decoding.models import load_pair, load_prompts, shipped_pair
 from uara.decoding.run import RULE_CODES, DecodingConfig, run_decoding
@@ -61,6 +63,14 @@ def test_the_names_of_rules() -> None:
     ]  # fmt: skip
     assert list(BANDWIDTH_RULES) == ["equal", "square_root"]
     assert list(POWER_RULES) == ["full"]
+
+
+def test_the_names_of_the_planner() -> None:
+    assert list(BASELINES) == [
+        "uniform_bandwidth", "no_pipeline", "series_of_the_plan", "no_batching", "static", "max",
+        "max_sorted", "heuristic", "fixed_length", "decoding_in_batches", "decoding_at_once",
+    ]  # fmt: skip
+    assert list(MODELS) == ["68m", "1.1b", "7b", "13b"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +154,7 @@ COMMANDS = {
         "--times-only",
     ],
     "pair train": ["--out"],
+    "plan": ["--drops", "--gantt", "--json"],
     "quickstart": ["--folder", "--json", "--seed"],
     "results": ["--seeds", "--workers"],
     "schema": [],

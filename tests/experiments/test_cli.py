@@ -213,8 +213,12 @@ def test_schema_is_json_with_a_description_of_every_option(uara: Uara) -> None:
     status, out, _ = uara("schema")
     assert status == 0
     schemas = json.loads(out)
-    assert set(schemas) == {"task", "experiment"}
-    groups = [schemas["experiment"], *schemas["experiment"]["$defs"].values()]
+    assert set(schemas) == {"task", "experiment", "plan"}
+    groups = [
+        group
+        for name in ("experiment", "plan")
+        for group in (schemas[name], *schemas[name]["$defs"].values())
+    ]
     options = {name for group in groups for name in group["properties"]}
     # One of each floor, by its name in the YAML.
     assert {"carrier_hz", "bandwidth_hz", "codec", "arrivals_per_s", "draft_length", "view",
