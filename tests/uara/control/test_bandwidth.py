@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from uara.control.bandwidth import BANDWIDTH_RULES, equal, split_band, square_root
+from uara.control.bandwidth import equal, split_band, square_root
 from uara.network import Decision, NetworkState, Phase
 from uara.prediction import Physics, PhysicsConfig, uplink_rate_bps
 from uara.radio.link import LinkConfig
@@ -103,10 +103,6 @@ def test_request_with_nothing_to_send_gets_nothing(make_state: MakeState, physic
     given = square_root(state, torch.zeros(1, 2).long(), torch.zeros(1, 2).long(), physics)
     assert given[0, 0] == 0
     torch.testing.assert_close(given[0, 1], state.uplink_bandwidth_hz[0, 0])
-
-
-def test_every_rule_stands_in_the_table() -> None:
-    assert {"equal": equal, "square_root": square_root} == BANDWIDTH_RULES
 
 
 def test_no_link_of_the_tables_is_spread_to_death(make_state: MakeState) -> None:
