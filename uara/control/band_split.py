@@ -19,7 +19,7 @@ from uara.serving.batching import sum_by_server
 
 FINISH_STEPS = 9
 PRICE_STEPS = 10
-PRICE_INNER_STEPS = 3  # of the bandwidth at a price, each from where the last price left off
+PRICE_INNER_STEPS = 2  # of the bandwidth at a price, each from where the last price left off
 _TINY = 1e-300
 
 

@@ -79,8 +79,9 @@ def split_band_and_compute(
         late = torch.where(is_early, late, finish)
         newton = finish + value * (value - 1) / steepness
         finish = step_inside(newton, early, late, finish)
-    band = torch.where(root_c > 0, root_c * along / (slack * first.clamp_min(_TINY)), 0.0)
-    share = torch.where(root_q > 0, root_q * along / (slack * second.clamp_min(_TINY)), 0.0)
+    # Where nobody needs both, one part of the eigenvector is 0, and so is what it would divide.
+    band = (c + root_c * root_q * (second / first.clamp_min(1e-150))) / slack
+    share = (q + root_c * root_q * (first / second.clamp_min(1e-150))) / slack
     total = shared.total(share)
     return JointShares(shared.fill(band), share / total.clamp_min(_TINY))
 

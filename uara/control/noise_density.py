@@ -51,8 +51,8 @@ def _minus_log1p(v: Tensor) -> Tensor:
 
 def log_slope(x: Tensor) -> Tensor:
     """Compute ln(1 + x) - x / (1 + x) for x >= 0; (x^2 / 2 - ...) where it is small."""
-    series = x * x * (1 / 2 - x * (2 / 3 - x * (3 / 4 - x * (4 / 5 - x * (5 / 6)))))
-    return torch.where(x < _SMALL, series, torch.log1p(x) - x / (1 + x))
+    series = x * x * (1 / 2 - x * (2 / 3 - x * (3 / 4)))
+    return torch.where(x < 0.1 * _SMALL, series, torch.log1p(x) - x / (1 + x))
 
 
 @dataclass(frozen=True)

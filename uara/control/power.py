@@ -39,12 +39,11 @@ class PowerConfig(BaseModel):
         0.1, gt=0, description="time in which `min_energy_deadline` sends a draft"
     )
     upload_deadline_s: float = Field(
-        10.0, gt=0, description="time in which `min_energy_deadline` sends the rest of a prompt"
+        10.0,
+        gt=0,
+        description="age of a request by which `min_energy_deadline` has sent its prompt",
     )
-    wmmse_iterations: int = Field(20, gt=0, description="steps of `wmmse` per set of weights")
-    wmmse_weightings: int = Field(
-        3, gt=0, description="times that `wmmse` weighs rates anew by what they do to upload times"
-    )
+    wmmse_iterations: int = Field(30, gt=0, description="steps of `wmmse`")
 
 
 PowerRule = Callable[[NetworkState, Decision, Physics, PowerConfig], Tensor]
@@ -72,11 +71,12 @@ def open_loop(
 def min_energy_deadline(
     state: NetworkState, decision: Decision, physics: Physics, config: PowerConfig
 ) -> Tensor:
-    """Send with the least power that meets a deadline, the limit where none does, (B, M).
+    """Send with the least power that meets a deadline, as fast as can be where none does, (B, M).
 
-    Bits D in time tau over b hertz take p = (N b G / g) (2^(D / (b tau)) - 1) with gap G; energy
-    per bit falls with power, so less is never needed. Uploads and drafts have deadlines of their
-    own. Under `reuse1` the interference is that of full power, which others rarely exceed.
+    Bits D in time tau over b hertz take p = (N b G / g) (2^(D / (b tau)) - 1) with gap G; the
+    energy of a bit rises with the power, so the least that is in time is the best. A draft has its
+    time from when it is sent, a prompt from when its request arrived.
+    Under `reuse1` the interference is that of full power, which others rarely exceed.
     """
     link, server = physics.config.link, decision.server
     drafts = torch.where(
@@ -86,7 +86,7 @@ def min_energy_deadline(
     )
     rate_bps = torch.where(
         state.upload_bits > 0,
-        state.upload_bits / config.upload_deadline_s,
+        state.upload_bits / (config.upload_deadline_s - state.age_s).clamp_min(1e-9),
         drafts / config.draft_deadline_s,
     )
     noise = _noise_at_full_power(state, decision, physics)
@@ -103,13 +103,7 @@ def wmmse(state: NetworkState, decision: Decision, physics: Physics, config: Pow
     """
     if physics.config.link.interference == "orthogonal":
         return state.power_max_w
-    return wmmse_power(
-        state,
-        decision,
-        physics,
-        iterations=config.wmmse_iterations,
-        weightings=config.wmmse_weightings,
-    )
+    return wmmse_power(state, decision, physics, iterations=config.wmmse_iterations)
 
 
 def _noise_at_full_power(state: NetworkState, decision: Decision, physics: Physics) -> Tensor:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from uara.control.noise_density import LN2
 from uara.control.request_work import request_work
-from uara.control.uplink_conditions import MIN_EFFICIENCY, uplink_activity
+from uara.control.uplink_conditions import uplink_activity
 from uara.network import Decision, NetworkState
-from uara.prediction import Physics
+from uara.prediction import MIN_RATE_BPS, Physics
 from uara.serving.batching import sum_by_server
+
+STRIDE = 4.0  # by which a step changes a power at most
 
 
 @dataclass(frozen=True)
@@ -102,38 +104,46 @@ def wmmse_steps(
 
 
 def wmmse_power(
-    state: NetworkState, decision: Decision, physics: Physics, *, iterations: int, weightings: int
+    state: NetworkState, decision: Decision, physics: Physics, *, iterations: int
 ) -> Tensor:
     """Lower the sum of the remaining uplink times under interference, (B, M) watt.
 
-    The sum of D / R has the slope -D / R^2 in a rate, which weighs the rates; weights are renewed
-    with the powers. Activities stay those of full power. Whoever reaches the best bit/s/Hz with
-    less power sends with less. A network keeps full power where the sum of times would not fall.
+    The sum of D / R has the slope -D / R^2 in a rate; so weighed, and weighed anew with every step,
+    the rates stand for it. A step goes towards its end by a factor of four at most, since the
+    weights hold nearby alone; any part of the way is better than none. Activities stay those of
+    full power. Whoever reaches the best bit/s/Hz with less power sends with less. The powers of the
+    least sum of times are kept, full power among them.
 
     Args:
         state: B networks.
         decision: servers, bandwidths and draft lengths.
         physics: link.
-        iterations: per set of weights.
-        weightings: sets of weights.
+        iterations: steps.
     """
     work = request_work(state, decision, physics)
     links = disturbed_uplinks(state, decision, physics, uplink_activity(state, work.prediction))
-    full, bits = links.power_max_w, work.bits.double()
+    bits = work.bits.double()
     sends = (bits > 0) & (decision.bandwidth_hz > 0)
-    power = full
-    for _ in range(weightings):
-        rate = links.rate_bps(power).clamp_min(MIN_EFFICIENCY * links.bandwidth_hz)
+
+    def upload_s(power_w: Tensor) -> Tensor:
+        rate = links.rate_bps(power_w).clamp_min(MIN_RATE_BPS)
+        return torch.where(sends, bits / rate, 0.0).sum(1, keepdim=True)
+
+    best = links.power_max_w
+    least_s = upload_s(best)
+    power = torch.minimum(best, _enough_w(links, best))
+    for _ in range(iterations):
+        rate = links.rate_bps(power).clamp_min(MIN_RATE_BPS)
         weight = torch.where(sends, bits / rate.square(), 0.0)
         weight = weight / weight.amax(1, keepdim=True).clamp_min(1e-300)
-        power = wmmse_steps(links, weight, power, iterations)
+        end = wmmse_steps(links, weight, power, 1)
+        power = torch.maximum(torch.minimum(end, STRIDE * power), power / STRIDE)
         power = torch.minimum(power, _enough_w(links, power))
-    times = [
-        torch.where(sends, bits / links.rate_bps(p).clamp_min(1e-30), 0.0).sum(1, keepdim=True)
-        for p in (power, full)
-    ]
-    better = sends & (times[0] < times[1])
-    return torch.where(better, power, full).to(state.gain.dtype).minimum(state.power_max_w)
+        now_s = upload_s(power)
+        best = torch.where(now_s < least_s, power, best)
+        least_s = torch.minimum(least_s, now_s)
+    watts = torch.where(sends, best, links.power_max_w).to(state.gain.dtype)
+    return torch.minimum(watts, state.power_max_w)
 
 
 def disturbed_uplinks(
