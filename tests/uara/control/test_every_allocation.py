@@ -70,7 +70,7 @@ def by_server(values: Tensor, server: Tensor, number: int) -> Tensor:
     return torch.where(server == number, values, 0.0).sum(1)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(allocations(), st.integers(0, 10_000), st.integers(1, 6))
 def test_allocation_keeps_to_budgets_limits_and_masks(
     make_state: MakeState, rules: tuple[AllocationConfig, Physics], seed: int, devices: int
@@ -111,7 +111,7 @@ def same(here: Decision, there: Decision, active: Tensor) -> None:
             )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(allocations(), st.integers(0, 10_000), st.permutations(range(5)))
 def test_allocation_follows_the_devices_however_they_are_numbered(
     make_state: MakeState,
@@ -134,7 +134,7 @@ SERVER_FIELDS = (
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(allocations(), st.integers(0, 10_000), st.permutations(range(3)))
 def test_allocation_follows_the_servers_however_they_are_numbered(
     make_state: MakeState, rules: tuple[AllocationConfig, Physics], seed: int, order: list[int]
