@@ -149,13 +149,14 @@ def to_decision(
         length = action.draft_length.clamp(0, physics.config.max_draft_length)
     else:
         length = fixed(state, int(control.draft_length))
-    decision = _with_length(action, state, control, physics, server, length)
-    if control.draft_length == "argmin":
-        length = argmin(state, decision, physics)
-    elif control.draft_length == "log_threshold":
-        length = log_threshold(state, decision, physics)
-    else:
-        return decision
+    if control.draft_length in ("argmin", "log_threshold"):
+        # Searched at full power where powers are iterated, as controllers do.
+        quick = (
+            control.model_copy(update={"power": "full"}) if control.power == "wmmse" else control
+        )
+        decision = _with_length(action, state, quick, physics, server, length)
+        search = argmin if control.draft_length == "argmin" else log_threshold
+        length = search(state, decision, physics)
     return _with_length(action, state, control, physics, server, length)
 
 
