@@ -212,7 +212,9 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     policy: Annotated[list[Path] | None, typer.Option(help="trained policy; repeatable")] = None,
-    controller: Annotated[list[str] | None, typer.Option(help="rule; repeatable")] = None,
+    controller: Annotated[
+        list[str] | None, typer.Option(help="rule, or rules joined by +; repeatable")
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="draw latency bars to this PNG")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table to this CSV")] = None,
     json_file: Json = None,
@@ -242,7 +244,9 @@ def decode(
     config: Config,
     overrides: Overrides = None,
     policy: Annotated[Path | None, typer.Option(help="trained policy")] = None,
-    controller: Annotated[list[str] | None, typer.Option(help="rule; repeatable")] = None,
+    controller: Annotated[
+        list[str] | None, typer.Option(help="rule, or rules joined by +; repeatable")
+    ] = None,
     draft: DraftModel = None,
     target: TargetModel = None,
     records: Annotated[Path, typer.Option(help="folder of records and timeline")] = Path(

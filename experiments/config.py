@@ -51,7 +51,8 @@ class EvaluationConfig(BaseModel):
     seed: int = Field(2026, ge=0, description="key of the episodes' requests")
     controllers: tuple[str, ...] = Field(
         ("random", "max_sinr", "max_compute", "least_loaded", "greedy_latency"),
-        description="rows beside the policies",
+        description="rows beside the policies: who chooses the servers, and rules for the rest "
+        "joined by '+', e.g. greedy_latency+equal_finish+wmmse",
     )
     deadline_s: float = Field(30.0, gt=0, description="goodput counts requests answered within it")
 
@@ -87,7 +88,8 @@ class TaskConfig(BaseModel):
         "shipped", description="`shipped`, or the path of an acceptance table (JSON)"
     )
     allocation: AllocationConfig = Field(
-        AllocationConfig(), description="closed forms that every rule controller uses"
+        AllocationConfig(),
+        description="rules that a controller uses where its name leaves them open",
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="frozen episodes")
     decode: DecodeConfig = Field(DecodeConfig(), description="real draft/verify runs")

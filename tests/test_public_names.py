@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -22,9 +23,12 @@ from experiments.evaluation import METRICS
 from uara.control.allocation import AllocationConfig
 from uara.control.association import ASSOCIATION_RULES
 from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.compute_share import COMPUTE_RULES
+from uara.control.mode import BEST, FIXED_MODES
 from uara.control.plan.baselines import BASELINES
 from uara.control.plan.model_cost import MODELS
 from uara.control.power import POWER_RULES
+from uara.control.registry import CONTROLLERS, RULES
 from uara.decoding.models import load_pair, load_prompts, shipped_pair
 from uara.decoding.run import RULE_CODES, DecodingConfig, run_decoding
 from uara.errors import UserError
@@ -61,8 +65,25 @@ def test_the_names_of_rules() -> None:
         "tma_moves", "best_response", "exhaustive", "sticky_max_gain", "sticky_max_rate_share",
         "sticky_greedy_latency",
     ]  # fmt: skip
-    assert list(BANDWIDTH_RULES) == ["equal", "square_root"]
-    assert list(POWER_RULES) == ["full"]
+    assert list(BANDWIDTH_RULES) == [
+        "equal", "demand", "square_root", "least_sum", "equal_finish", "goodput",
+        "proportional_fair", "joint_min_max",
+    ]  # fmt: skip
+    assert list(POWER_RULES) == ["full", "open_loop", "min_energy_deadline", "wmmse"]
+    assert RULES["draft_length"] == ("argmin", "log_threshold", "ucb")
+    assert RULES["mode"] == ("sd", "server_ar", "device_only", "psd", "async", "best_mode")
+    assert list(COMPUTE_RULES) == [
+        "equal_compute", "square_root_compute", "proportional_compute", "joint_min_max",
+    ]  # fmt: skip
+
+
+def test_only_the_joint_rule_is_of_two_kinds() -> None:
+    names = [
+        *ASSOCIATION_RULES,
+        *CONTROLLERS,
+        *(name for rules in RULES.values() for name in rules),
+    ]
+    assert {name for name in names if names.count(name) > 1} == {"joint_min_max"}
 
 
 def test_the_names_of_the_planner() -> None:
@@ -74,10 +95,19 @@ def test_the_names_of_the_planner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "registry"), [("bandwidth", BANDWIDTH_RULES), ("power", POWER_RULES)]
+    ("field", "registry", "more"),
+    [
+        ("bandwidth", BANDWIDTH_RULES, set()),
+        ("power", POWER_RULES, set()),
+        ("compute_share", COMPUTE_RULES, {"undecided"}),
+        ("mode", (*FIXED_MODES, BEST), {"task"}),
+    ],
 )
-def test_a_config_allows_what_its_registry_holds(field: str, registry: dict[str, object]) -> None:
-    assert set(get_args(AllocationConfig.model_fields[field].annotation)) == set(registry)
+def test_a_config_allows_what_its_registry_holds(
+    field: str, registry: Iterable[str], more: set[str]
+) -> None:
+    allowed = set(get_args(AllocationConfig.model_fields[field].annotation))
+    assert allowed == set(registry) | more
 
 
 def test_the_names_of_serving() -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from uara.control.allocation import Allocator
-from uara.control.power import POWER_RULES
 from uara.errors import UserError
 from uara.network import NetworkState
 from uara.radio.interference import mean_density_w_per_hz, uplink_noise_by_pair_w_per_hz
@@ -74,7 +73,7 @@ def max_sinr(state: NetworkState, allocator: Allocator, generator: torch.Generat
     link, strongest = allocator.physics.config.link, max_gain(state, allocator, generator)
     if link.interference == "orthogonal":
         return strongest
-    power_w = POWER_RULES[allocator.config.power](state)
+    power_w = state.power_max_w
     band_hz = state.uplink_bandwidth_hz.gather(1, strongest)
     density = mean_density_w_per_hz(power_w, band_hz, state.has_request.to(power_w.dtype))
     noise = uplink_noise_by_pair_w_per_hz(link, state.gain, strongest, density)
@@ -140,7 +139,7 @@ def max_rate_share(state: NetworkState, allocator: Allocator, generator: torch.G
     Foreign rows are in the batch but not on the air, so they do not count.
     """
     link = allocator.physics.config.link
-    power_w = POWER_RULES[allocator.config.power](state)
+    power_w = state.power_max_w
 
     def share_bps(device: Tensor, load: Tensor) -> Tensor:
         gain = _row(state.gain, device)
