@@ -72,7 +72,7 @@ def test_law_is_believed_as_much_as_its_weight_in_answers(
     estimate = LengthEstimate(LengthEstimateConfig())
     estimate.begin(state, torch.zeros(1, dtype=torch.bool))
     assert (estimate.factors() == 1).all()
-    # Three answers of 64 tokens and estimate ended: (w + 3) / w, for the network and again for the task.
+    # Three means of 64 tokens without an end: (w + 3) / w, first by network, then by task.
     past = make_past(state, tokens=torch.full((1, 40), 64.0) * (torch.arange(40) < 3))
     estimate.learn(past)
     network = (4 + 3) / 4
