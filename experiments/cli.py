@@ -22,6 +22,7 @@ from experiments.config import (
     one_line,
 )
 from experiments.runs import provenance, write_json
+from experiments.tune_command import tune
 from uara.errors import UserError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ channels = typer.Typer(help="Channel banks.", no_args_is_help=True)
 pair = typer.Typer(help="Draft/target pairs of language models.", no_args_is_help=True)
 app.add_typer(channels, name="channels")
 app.add_typer(pair, name="pair")
+app.command()(tune)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 Config = Annotated[Path, typer.Argument(help="config file (YAML)")]

@@ -16,6 +16,7 @@ from experiments.evaluation import (
     load_bank,
 )
 from experiments.pair.acceptance import measure_acceptance
+from uara.control.controllers import CONTROLLERS
 from uara.control.rules import RuleController
 from uara.decoding.exactness import GreedyCheck
 from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
@@ -36,9 +37,12 @@ REFERENCE = "greedy_latency"
 TIMELINE_S = 20.0  # length of the part of a run that its picture shows, from its first round
 
 
-def rule_controller(name: str, task: TaskConfig) -> RuleController:
-    """Make a rule with the task's closed forms."""
-    return RuleController(name, task.allocation, Physics.of(task.physics))
+def rule_controller(name: str, task: TaskConfig) -> Controller:
+    """Make a rule, or a controller with parameters, with the task's closed forms."""
+    physics = Physics.of(task.physics)
+    if name in CONTROLLERS:
+        return CONTROLLERS[name](task.allocation, physics, task.controllers)
+    return RuleController(name, task.allocation, physics)
 
 
 def play_all(

@@ -147,6 +147,15 @@ COMMANDS = {
     "schema": [],
     "sweep": ["--override", "--seeds", "--workers"],
     "train": ["--resume", "--run"],
+    "tune": [
+        "--controller",
+        "--episodes",
+        "--fresh",
+        "--json",
+        "--out",
+        "--seed",
+        "--trials",
+    ],
 }
 
 
