@@ -102,20 +102,19 @@ class Charges:
         """Tell whether time is all that counts."""
         return self.fixed_s is None and self.outage_in_s is None
 
-    def add(self, own_s: Tensor, device: Tensor) -> Tensor:
-        """Add the charges of one device per network to its completion times.
+    def in_order(self, order: Tensor) -> Charges:
+        """Return the charges of devices in another order, (B, T) long."""
+        fixed_s = self.fixed_s
+        if fixed_s is not None:
+            fixed_s = fixed_s[torch.arange(len(order)).unsqueeze(1), order]
+        return Charges(fixed_s, self.outage_in_s, self.loss_s.gather(1, order))
 
-        Args:
-            own_s: (B, E).
-            device: (B,) long.
-
-        Returns:
-            (B, E).
-        """
-        charged_s, rows = own_s, torch.arange(len(device))
+    def add(self, own_s: Tensor, device: int) -> Tensor:
+        """Add the charges of a device of each network to its completion times (B, E)."""
+        charged_s = own_s
         if self.fixed_s is not None:
-            charged_s = charged_s + self.fixed_s[rows, device]
+            charged_s = charged_s + self.fixed_s[:, device]
         if self.outage_in_s is not None:
             risk = outlasts(own_s, self.outage_in_s)
-            charged_s = charged_s + risk * self.loss_s[rows, device].unsqueeze(-1)
+            charged_s = charged_s + risk * self.loss_s[:, device].unsqueeze(-1)
         return charged_s

@@ -87,19 +87,21 @@ class Placement:
         self, server: Tensor, placed: Tensor, order: Tensor, allowed: Tensor, margin_s: float
     ) -> Tensor:
         """Take turns as `ServerCost.relocate` does, with charges on each own time."""
-        rows = torch.arange(len(server))
-        for device in order.unbind(1):
+        weights, starts = self.cost.weight.gather(1, order), placed.gather(1, order)
+        may_go = allowed[torch.arange(len(server)).unsqueeze(1), order]
+        may_start = may_go.any(-1)
+        charges = self.charges.in_order(order)
+        for turn, device in enumerate(order.unbind(1)):
             others_s, own_s = self.cost.join_s(server, placed, device)
-            charged_s = self.charges.add(own_s, device)
-            weight = self.cost.weight[rows, device].unsqueeze(-1)
-            score = weight * charged_s + self.harm_weight * others_s
-            may_go = allowed[rows, device]
-            best_s, best = score.masked_fill(~may_go, torch.inf).min(1)
-            current = server[rows, device]
-            current_s = score[rows, current]
-            must = ~placed[rows, device] | ~may_go[rows, current]
-            gains = current_s - best_s > margin_s + ROUNDING * current_s
-            moves = may_go.any(1) & (must | gains)
-            server = server.index_put((rows, device), torch.where(moves, best, current))
-            placed = placed.index_put((rows, device), placed[rows, device] | moves)
+            charged_s = charges.add(own_s, turn)
+            score = weights[:, turn : turn + 1] * charged_s + self.harm_weight * others_s
+            best_s, best = score.masked_fill(~may_go[:, turn], torch.inf).min(1, keepdim=True)
+            who = device.unsqueeze(1)
+            current = server.gather(1, who)
+            current_s = score.gather(1, current)
+            stays = starts[:, turn : turn + 1] & may_go[:, turn].gather(1, current)
+            stays &= current_s - best_s <= margin_s + ROUNDING * current_s
+            moves = may_start[:, turn : turn + 1] & ~stays
+            server = server.scatter(1, who, torch.where(moves, best, current))
+            placed = placed.scatter(1, who, starts[:, turn : turn + 1] | moves)
         return server
