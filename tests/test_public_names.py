@@ -55,7 +55,9 @@ def test_the_names_of_learners() -> None:
 def test_the_names_of_rules() -> None:
     assert list(ASSOCIATION_RULES) == [
         "random", "max_sinr", "max_compute", "least_loaded", "greedy_latency", "max_gain",
-        "bias_cre", "max_compute_share", "max_rate_share", "best_response",
+        "bias_cre", "max_compute_share", "max_rate_share", "gs_quota", "hungarian", "tma",
+        "tma_moves", "best_response", "exhaustive", "sticky_max_gain", "sticky_max_rate_share",
+        "sticky_greedy_latency",
     ]  # fmt: skip
     assert list(BANDWIDTH_RULES) == ["equal", "square_root"]
     assert list(POWER_RULES) == ["full"]

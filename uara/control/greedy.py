@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from uara.control.allocation import Allocator
+from uara.control.native_cost import knows
 from uara.control.scores import best_in_reach, keep_or, strongest_first
-from uara.control.server_cost import server_cost
+from uara.control.server_cost import ServerCost, server_cost, until_settled
 from uara.network import NetworkState
 
 
 def new_ones_first(state: NetworkState) -> Tensor:
     """Order devices: new requests by best gain, then running ones by best gain, (B, M) long."""
-    order = strongest_first(state)
-    is_old = (~state.has_request).long() * 2 + (state.server >= 0).long()
-    return order.gather(1, is_old.gather(1, order).argsort(dim=1, stable=True))
+    order = state.gain.amax(-1).argsort(dim=1, descending=True, stable=True)
+    group = (state.server >= 0).long() + 2 * (~state.has_request).long()
+    return order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))
 
 
 def greedy_latency(
@@ -30,33 +31,30 @@ def greedy_latency(
     generator: torch.Generator,
     *,
     sweeps: int = 2,
-    harm_weight: float = 1.0,
-    margin_s: float = 0.0,
+    swaps: bool | None = None,
 ) -> Tensor:
     """Place one request after the other where the predicted total E2E of all placed ones is least.
 
     New requests come first, in the order of their best gain; then every running request is offered
-    a move, and in further sweeps everybody is. Requests that wait behind one at its device wait as
-    long as it does, and so weigh in.
+    a move. In the second sweep everybody is offered a move, and then to change places with another.
+    Requests that wait behind one at its device wait as long as it does, and so weigh in.
 
     Args:
         state: what is known.
         allocator: sets what a placement is judged with.
         generator: not asked.
-        sweeps: through all requests.
-        harm_weight: of what others lose, beside the device's own time.
-        margin_s: that a move has to gain.
+        sweeps: through all requests, the first one included.
+        swaps: whether devices may change places; None: where compiled code knows the physics, since
+            elsewhere pairs take long.
     """
     cost, order = server_cost(state, allocator), new_ones_first(state)
     server = keep_or(state, best_in_reach(state.gain, state))
     placed = state.has_request & (state.server >= 0)
     for _ in range(sweeps):
-        server, moved = cost.relocate(
-            server, placed, order, state.reachable, harm_weight=harm_weight, margin_s=margin_s
-        )
-        if bool(placed.equal(state.has_request)) and not moved.any():
-            break
+        server, _ = cost.relocate(server, placed, order, state.reachable)
         placed = state.has_request
+    if swaps or (swaps is None and knows(state, allocator)):
+        server, _ = cost.swap(server, order, state.reachable)
     return server
 
 
@@ -65,7 +63,7 @@ def best_response(
     allocator: Allocator,
     generator: torch.Generator,
     *,
-    rounds: int = 20,
+    rounds: int = 50,
 ) -> Tensor:
     """Let each device in turn move to the server of its own least predicted time until none does.
 
@@ -78,12 +76,10 @@ def best_response(
         generator: not asked.
         rounds: at most, through all requests.
     """
-    cost, order = server_cost(state, allocator), strongest_first(state)
-    server = keep_or(state, best_in_reach(state.gain, state))
-    for _ in range(rounds):
-        server, moved = cost.relocate(
-            server, state.has_request, order, state.reachable, harm_weight=0.0
-        )
-        if not moved.any():
-            break
-    return server
+
+    def replies(cost: ServerCost, part: NetworkState, server: Tensor) -> tuple[Tensor, Tensor]:
+        order = strongest_first(part)
+        return cost.relocate(server, part.has_request, order, part.reachable, harm_weight=0.0)
+
+    start = keep_or(state, best_in_reach(state.gain, state))
+    return until_settled(state, allocator, start, replies, rounds)

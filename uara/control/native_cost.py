@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from uara.control.allocation import Allocator
 from uara.native import load_library, pointers
@@ -27,6 +28,7 @@ TIE = 1e-6  # of the network's total: a smaller gain is rounding and moves nobod
 
 _SOURCE = Path(__file__).with_name("server_cost.c")
 _SCRATCH_COLUMNS = 22
+_SETS = 8
 _LANES = 16
 
 
@@ -86,6 +88,7 @@ class NativeCost:
         weight = (1 + state.waiting_requests) * state.has_request
         length = decision.draft_length.to(state.gain.dtype)
         device_table, new_tokens = _device_columns(state, allocator.physics, length, weight)
+        pairs = _pair_columns(state, allocator.physics, decision.power_w, device_table, new_tokens)
         servers = state.num_servers
         width = (devices + 1 + _LANES - 1) // _LANES * _LANES
         return cls(
@@ -101,12 +104,13 @@ class NativeCost:
             weight=weight,
             num_servers=servers,
             tables=(
-                _pair_columns(state, allocator.physics, decision.power_w, device_table, new_tokens),
-                device_table,
+                pad(pairs, (0, 1)),
+                pad(device_table, (0, 1)),
                 _server_columns(state),
                 state.has_request.contiguous(),
-                torch.zeros(_SCRATCH_COLUMNS, width),
-                torch.zeros(servers, devices, dtype=torch.long),
+                torch.zeros(_SETS, _SCRATCH_COLUMNS, width),
+                torch.zeros(servers, devices, dtype=torch.int32),
+                torch.zeros(width, dtype=torch.int32),
                 torch.zeros(servers, dtype=torch.long),
                 torch.zeros(servers),
                 torch.zeros(devices, dtype=torch.long),
@@ -195,6 +199,7 @@ def _device_columns(
         gamma * state.draft_time_s,
         state.expected_remaining_tokens / tokens.clamp_min(1e-6),
         weight,
+        torch.ones_like(weight),
     )
     return torch.stack(columns), of_mode(
         alone.new_tokens(alpha, gamma), mode.new_tokens(alpha, gamma)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uara.control.allocation import Allocator
 from uara.control.power import POWER_RULES
+from uara.errors import UserError
 from uara.network import NetworkState
 from uara.radio.interference import mean_density_w_per_hz, uplink_noise_by_pair_w_per_hz
 from uara.radio.link import rate_bps
@@ -103,7 +104,15 @@ def bias_cre(
         generator: not asked.
         bias_db: per server, in order; empty: none but the next one.
         speed_bias_db: per doubling of a server's speed over the slowest one's.
+
+    Raises:
+        UserError: if the biases are not one per server.
     """
+    if bias_db and len(bias_db) != state.num_servers:
+        raise UserError(
+            f"bias_db has {len(bias_db)} entries but there are {state.num_servers} servers; give "
+            "one per server, or none"
+        )
     slowest_s = state.forward_fixed_s.amax(1, keepdim=True)
     bias = speed_bias_db * (slowest_s / state.forward_fixed_s).log2()
     if bias_db:

@@ -11,15 +11,17 @@
 #include "native_math.h"
 
 #define LANES 16
+#define SETS 8 /* priced together: what one waits for, others use */
 #define INVERSE_LN2 1.44269504f
 
 typedef struct {
-    const float *pairs;   /* (PAIR_COLUMNS, B, E, M) */
-    const float *devices; /* (DEVICE_COLUMNS, B, M) */
+    const float *pairs;   /* (PAIR_COLUMNS, B, E, M + 1), the last 0 */
+    const float *devices; /* (DEVICE_COLUMNS, B, M + 1), the last 0 */
     const float *servers; /* (SERVER_COLUMNS, B, E) */
     const uint8_t *has;   /* (B, M) has a request */
-    float *scratch;       /* (SCRATCH_COLUMNS, width) */
-    int64_t *members;     /* (E, M) */
+    float *scratch;       /* (SETS, SCRATCH_COLUMNS, width) */
+    int32_t *members;     /* (E, M) */
+    int32_t *index;       /* (width,) */
     int64_t *counts;      /* (E,) */
     float *costs;         /* (E,) */
     int64_t *place;       /* (M,) position in its server's list */
@@ -36,7 +38,8 @@ typedef struct {
 
 /* The same orders as in native_cost.py. */
 enum { SNR_HZ, DOWNLINK_S, OWN_S, NEED, TRANSFER_S, PAIR_COLUMNS };
-enum { UPLOAD_BITS, DRAFT_BITS, ALL_BITS, VERDICT_BITS, DRAFT_S, ROUNDS, WEIGHT, DEVICE_COLUMNS };
+enum { UPLOAD_BITS, DRAFT_BITS, ALL_BITS, VERDICT_BITS, DRAFT_S, ROUNDS, WEIGHT, EXISTS,
+       DEVICE_COLUMNS };
 enum { BAND, FIXED, BASE, IS_FREE, TOKEN_S, RTT, FOREIGN_TOKENS, SERVER_COLUMNS };
 enum {
     S_SNR, S_DOWN, S_OWN, S_NEED, S_LATER, S_UPLOAD, S_DRAFT, S_ALL, S_VERDICT, S_DRAFTING, S_ROUNDS,
@@ -50,10 +53,19 @@ typedef struct {
     int64_t B, M, E, b, width;
 } Network;
 
-#define COLUMN(name) (n->t->scratch + (name) * n->width)
+/* The devices of server e, but for `without` and with `extra` (-1: nobody), which comes last. */
+typedef struct {
+    int64_t e, without, extra;
+    int64_t total, width; /* how many there are, and padded */
+    float *columns;       /* (SCRATCH_COLUMNS, width) */
+    float product, work;  /* of the fixed point: chance that all are idle, mean work in a pass */
+    float sum, own;       /* weighted remaining seconds, and those of `extra` */
+} Set;
+
+#define COLUMN(name) (s->columns + (name) * s->width)
 #define OF_SERVER(name, e) (n->t->servers[((name) * n->B + n->b) * n->E + (e)])
-#define OF_DEVICE(name) (n->t->devices + ((name) * n->B + n->b) * n->M)
-#define OF_PAIR(name, e) (n->t->pairs + (((name) * n->B + n->b) * n->E + (e)) * n->M)
+#define OF_DEVICE(name) (n->t->devices + ((name) * n->B + n->b) * (n->M + 1))
+#define OF_PAIR(name, e) (n->t->pairs + (((name) * n->B + n->b) * n->E + (e)) * (n->M + 1))
 
 static inline float at_least(float x, float low) { return x < low ? low : x; }
 static inline float at_most(float x, float high) { return x > high ? high : x; }
@@ -62,50 +74,35 @@ static inline float efficiency_of(float snr, float most) {
     return at_most(log1p_of(snr) * INVERSE_LN2, most);
 }
 
-/* Bring a set's columns together; `extra` joins and `without` leaves (-1: nobody). Returns how many
- * there are; `extra` comes last. */
-static int64_t gather(const Network *n, int64_t e, int64_t without, int64_t extra, int64_t *padded) {
-    static const int from_pair[] = {SNR_HZ, DOWNLINK_S, OWN_S, NEED, TRANSFER_S};
-    static const int from_device[] = {UPLOAD_BITS, DRAFT_BITS, ALL_BITS, VERDICT_BITS,
-                                      DRAFT_S, ROUNDS, WEIGHT};
-    int64_t *restrict list = n->t->members + e * n->M;
-    const int64_t count = n->t->counts[e];
-    int64_t last = 0, chosen = count;
-    /* The list is changed for as long as it is read: a copy would cost more. */
-    if (without >= 0) {
-        last = list[count - 1];
-        list[n->t->place[without]] = last;
-        chosen = count - 1;
-    }
-    const int64_t total = chosen + (extra >= 0);
-    const int64_t width = (total + LANES - 1) / LANES * LANES;
+/* Bring a set's columns together; lanes of padding read the zeros behind the last device. */
+static void gather(const Network *n, Set *s) {
+    const int32_t *list = n->t->members + s->e * n->M;
+    const int64_t count = n->t->counts[s->e];
+    int32_t *restrict index = n->t->index;
+    for (int64_t i = 0; i < count; i++) index[i] = list[i];
+    int64_t total = count;
+    if (s->without >= 0) index[n->t->place[s->without]] = index[--total];
+    if (s->extra >= 0) index[total++] = (int32_t)s->extra;
+    s->total = total;
+    s->width = (total + LANES - 1) / LANES * LANES;
+    for (int64_t i = total; i < s->width; i++) index[i] = (int32_t)n->M;
     for (int k = 0; k < PAIR_COLUMNS; k++) {
-        const float *restrict from = OF_PAIR(from_pair[k], e);
+        const float *restrict from = OF_PAIR(k, s->e);
         float *restrict to = COLUMN(S_SNR + k);
-        for (int64_t i = 0; i < chosen; i++) to[i] = from[list[i]];
-        if (extra >= 0) to[chosen] = from[extra];
-        for (int64_t i = total; i < width; i++) to[i] = 0.0f;
+#pragma omp simd
+        for (int64_t i = 0; i < s->width; i++) to[i] = from[index[i]];
     }
     for (int k = 0; k < DEVICE_COLUMNS; k++) {
-        const float *restrict from = OF_DEVICE(from_device[k]);
+        const float *restrict from = OF_DEVICE(k);
         float *restrict to = COLUMN(S_UPLOAD + k);
-        for (int64_t i = 0; i < chosen; i++) to[i] = from[list[i]];
-        if (extra >= 0) to[chosen] = from[extra];
-        for (int64_t i = total; i < width; i++) to[i] = 0.0f;
+#pragma omp simd
+        for (int64_t i = 0; i < s->width; i++) to[i] = from[index[i]];
     }
-    float *restrict exists = COLUMN(S_EXISTS);
-    for (int64_t i = 0; i < width; i++) exists[i] = i < total ? 1.0f : 0.0f;
-    if (without >= 0) {
-        list[n->t->place[without]] = without;
-        list[count - 1] = last == without ? without : last;
-    }
-    *padded = width;
-    return total;
 }
 
 /* Split the band and find rates; leaves upload and think times. */
-static void transmit(const Network *n, int64_t e, int64_t total, int64_t width) {
-    const float band = OF_SERVER(BAND, e), rtt = OF_SERVER(RTT, e), count = (float)total;
+static void transmit(const Network *n, const Set *s) {
+    const float band = OF_SERVER(BAND, s->e), rtt = OF_SERVER(RTT, s->e), count = (float)s->total;
     const float share = band / count, most = n->c->efficiency_max, rate_min = n->c->rate_min;
     const float is_equal = n->c->is_equal;
     const float *restrict snr = COLUMN(S_SNR), *restrict down = COLUMN(S_DOWN);
@@ -116,7 +113,7 @@ static void transmit(const Network *n, int64_t e, int64_t total, int64_t width) 
     float *restrict think = COLUMN(S_THINK), *restrict waits = COLUMN(S_WAITS);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) {
+    for (int64_t i = 0; i < s->width; i++) {
         const float efficiency = efficiency_of(snr[i] / at_least(share, 1.0f), most);
         const float root = sqrtf(all[i] / at_least(efficiency, 1e-3f));
         shares[i] = (is_equal > 0.0f ? 1.0f : root) * exists[i];
@@ -124,7 +121,7 @@ static void transmit(const Network *n, int64_t e, int64_t total, int64_t width) 
     }
     const float scale = band / at_least(sum, 1e-30f);
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) {
+    for (int64_t i = 0; i < s->width; i++) {
         const float hertz = shares[i] * scale;
         const float efficiency = efficiency_of(snr[i] / at_least(hertz, 1e-3f), most);
         const float rate = at_least(hertz * efficiency, rate_min);
@@ -137,16 +134,16 @@ static void transmit(const Network *n, int64_t e, int64_t total, int64_t width) 
 }
 
 /* The damped fixed point of uara/serving/batching.py; the chance that others sit in no pass is a
- * product here. Returns the share of time in which the server computes. */
-static float batch(const Network *n, int64_t e, int64_t width) {
-    const float base = OF_SERVER(BASE, e), is_free = OF_SERVER(IS_FREE, e);
+ * product here. This is its start, ... */
+static void start_batch(const Network *n, Set *s) {
+    const float base = OF_SERVER(BASE, s->e);
     const float *restrict own = COLUMN(S_OWN), *restrict think = COLUMN(S_THINK);
-    const float *restrict waits = COLUMN(S_WAITS), *restrict exists = COLUMN(S_EXISTS);
+    const float *restrict exists = COLUMN(S_EXISTS);
     float *restrict pass = COLUMN(S_PASS), *restrict wait = COLUMN(S_WAIT);
     float *restrict presence = COLUMN(S_PRESENCE), *restrict idle = COLUMN(S_IDLE);
     float product = 1.0f, work = 0.0f;
 #pragma omp simd reduction(* : product) reduction(+ : work)
-    for (int64_t i = 0; i < width; i++) {
+    for (int64_t i = 0; i < s->width; i++) {
         pass[i] = base + own[i];
         wait[i] = 0.0f;
         presence[i] = exists[i] * pass[i] / (think[i] + pass[i]);
@@ -154,48 +151,53 @@ static float batch(const Network *n, int64_t e, int64_t width) {
         product *= idle[i];
         work += presence[i] * own[i];
     }
-    for (int turn = 0; turn < (int)n->c->iterations; turn++) {
-        float next = 1.0f, next_work = 0.0f;
-#pragma omp simd reduction(* : next) reduction(+ : next_work)
-        for (int64_t i = 0; i < width; i++) {
-            const float busy = 1.0f - is_free * product / idle[i];
-            const float verify = base + own[i] + (work - presence[i] * own[i]);
-            const float turns = think[i] / verify + 0.75f, phase = turns - floorf(turns);
-            const float share = 0.25f + fabsf(phase - 0.5f);
-            const float waited = 0.5f * (wait[i] + waits[i] * busy * share * verify);
-            const float sits = exists[i] * verify / (think[i] + waited + verify);
-            pass[i] = verify;
-            wait[i] = waited;
-            presence[i] = sits;
-            idle[i] = 1.0f - at_most(sits, 1.0f - 1e-6f);
-            next *= idle[i];
-            next_work += sits * own[i];
-        }
-        product = next;
-        work = next_work;
-    }
-    return 1.0f - product * is_free;
+    s->product = product;
+    s->work = work;
 }
 
-/* Remaining seconds into S_SECONDS; returns their weighted sum, `own` gets those of `extra`. */
-static float price_set(const Network *n, int64_t e, int64_t without, int64_t extra, float *own) {
-    int64_t width;
-    const int64_t total = gather(n, e, without, extra, &width);
-    if (total == 0) return 0.0f;
-    transmit(n, e, total, width);
-    const float busy = batch(n, e, width);
-    const float token = OF_SERVER(TOKEN_S, e), chunk = n->c->chunk_tokens;
-    const float inverse_rate = (chunk * token + busy * OF_SERVER(FIXED, e)) / chunk;
+/* ... and this one step. */
+static void step_batch(const Network *n, Set *s) {
+    const float base = OF_SERVER(BASE, s->e), is_free = OF_SERVER(IS_FREE, s->e);
+    const float product = s->product, work = s->work;
+    const float *restrict own = COLUMN(S_OWN), *restrict think = COLUMN(S_THINK);
+    const float *restrict waits = COLUMN(S_WAITS), *restrict exists = COLUMN(S_EXISTS);
+    float *restrict pass = COLUMN(S_PASS), *restrict wait = COLUMN(S_WAIT);
+    float *restrict presence = COLUMN(S_PRESENCE), *restrict idle = COLUMN(S_IDLE);
+    float next = 1.0f, next_work = 0.0f;
+#pragma omp simd reduction(* : next) reduction(+ : next_work)
+    for (int64_t i = 0; i < s->width; i++) {
+        const float busy = 1.0f - is_free * product / idle[i];
+        const float verify = base + own[i] + (work - presence[i] * own[i]);
+        const float turns = think[i] / verify + 0.75f, phase = turns - floorf(turns);
+        const float share = 0.25f + fabsf(phase - 0.5f);
+        const float waited = 0.5f * (wait[i] + waits[i] * busy * share * verify);
+        const float sits = exists[i] * verify / (think[i] + waited + verify);
+        pass[i] = verify;
+        wait[i] = waited;
+        presence[i] = sits;
+        idle[i] = 1.0f - at_most(sits, 1.0f - 1e-6f);
+        next *= idle[i];
+        next_work += sits * own[i];
+    }
+    s->product = next;
+    s->work = next_work;
+}
+
+/* Prefill, and everything together: remaining seconds into S_SECONDS. */
+static void add_up(const Network *n, Set *s) {
+    const float busy = 1.0f - s->product * OF_SERVER(IS_FREE, s->e);
+    const float token = OF_SERVER(TOKEN_S, s->e), chunk = n->c->chunk_tokens;
+    const float inverse_rate = (chunk * token + busy * OF_SERVER(FIXED, s->e)) / chunk;
     const float *restrict need = COLUMN(S_NEED), *restrict later = COLUMN(S_LATER);
     const float *restrict up = COLUMN(S_UP), *restrict rounds = COLUMN(S_ROUNDS);
     const float *restrict think = COLUMN(S_THINK), *restrict wait = COLUMN(S_WAIT);
     const float *restrict pass = COLUMN(S_PASS), *restrict weight = COLUMN(S_WEIGHT);
     float *restrict seconds = COLUMN(S_SECONDS);
-    float queue = OF_SERVER(FOREIGN_TOKENS, e), sum = 0.0f;
+    float queue = OF_SERVER(FOREIGN_TOKENS, s->e), sum = 0.0f;
 #pragma omp simd reduction(+ : queue)
-    for (int64_t i = 0; i < width; i++) queue += need[i];
+    for (int64_t i = 0; i < s->width; i++) queue += need[i];
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) {
+    for (int64_t i = 0; i < s->width; i++) {
         const float ahead = queue - need[i];
         const float prefill = need[i] > 0.0f ? (need[i] + 0.5f * ahead) * inverse_rate : 0.0f;
         const float lost = (need[i] > 0.0f ? 0.5f : 1.0f) * ahead * token;
@@ -203,18 +205,43 @@ static float price_set(const Network *n, int64_t e, int64_t without, int64_t ext
         seconds[i] = up[i] + prefill + later[i] + lost + rounds[i] * round;
         sum += weight[i] * seconds[i];
     }
-    if (own) *own = seconds[total - 1];
-    return sum;
+    s->sum = sum;
+    s->own = seconds[s->total - 1];
+}
+
+/* Price up to SETS sets; those of nobody cost nothing. */
+static void price_sets(const Network *n, Set *sets, int64_t count) {
+    int64_t live = 0;
+    Set *alive[SETS];
+    for (int64_t k = 0; k < count; k++) {
+        Set *s = sets + k;
+        s->columns = n->t->scratch + k * SCRATCH_COLUMNS * n->width;
+        gather(n, s);
+        s->sum = s->own = 0.0f;
+        if (s->total == 0) continue;
+        transmit(n, s);
+        start_batch(n, s);
+        alive[live++] = s;
+    }
+    for (int turn = 0; turn < (int)n->c->iterations; turn++)
+        for (int64_t k = 0; k < live; k++) step_batch(n, alive[k]);
+    for (int64_t k = 0; k < live; k++) add_up(n, alive[k]);
+}
+
+static Set set_of(int64_t e, int64_t without, int64_t extra) {
+    const Set s = {.e = e, .without = without, .extra = extra};
+    return s;
 }
 
 static void enter(const Network *n, int64_t m, int64_t e) {
     n->t->place[m] = n->t->counts[e];
-    n->t->members[e * n->M + n->t->counts[e]++] = m;
+    n->t->members[e * n->M + n->t->counts[e]++] = (int32_t)m;
 }
 
 static void leave(const Network *n, int64_t m, int64_t e) {
-    int64_t *list = n->t->members + e * n->M;
-    const int64_t last = list[--n->t->counts[e]], at = n->t->place[m];
+    int32_t *list = n->t->members + e * n->M;
+    const int32_t last = list[--n->t->counts[e]];
+    const int64_t at = n->t->place[m];
     list[at] = last;
     n->t->place[last] = at;
 }
@@ -227,9 +254,15 @@ static void settle(const Network *n, const int64_t *server, const uint8_t *place
 }
 
 static float settle_and_price(const Network *n, const int64_t *server, const uint8_t *placed) {
+    Set sets[SETS];
     float total = 0.0f;
     settle(n, server, placed);
-    for (int64_t e = 0; e < n->E; e++) total += n->t->costs[e] = price_set(n, e, -1, -1, 0);
+    for (int64_t first = 0; first < n->E; first += SETS) {
+        const int64_t count = n->E - first < SETS ? n->E - first : SETS;
+        for (int64_t k = 0; k < count; k++) sets[k] = set_of(first + k, -1, -1);
+        price_sets(n, sets, count);
+        for (int64_t k = 0; k < count; k++) total += n->t->costs[first + k] = sets[k].sum;
+    }
     return total;
 }
 
@@ -245,8 +278,9 @@ void remaining(const Tables *t, const Constants *c, int64_t B, int64_t M, int64_
     for (n->b = 0; n->b < B; n->b++) {
         settle(n, server + n->b * M, placed + n->b * M);
         for (int64_t e = 0; e < E; e++) {
-            price_set(n, e, -1, -1, 0);
-            const float *restrict found = COLUMN(S_SECONDS);
+            Set set = set_of(e, -1, -1), *s = &set;
+            price_sets(n, s, 1);
+            const float *found = COLUMN(S_SECONDS);
             for (int64_t i = 0; i < t->counts[e]; i++)
                 seconds[n->b * M + t->members[e * M + i]] = found[i];
         }
@@ -263,49 +297,60 @@ void join(const Tables *t, const Constants *c, int64_t B, int64_t M, int64_t E,
         const float rest = settle_and_price(n, server + n->b * M, placed + n->b * M);
         const float weight = OF_DEVICE(WEIGHT)[m];
         for (int64_t e = 0; e < E; e++) {
-            float *mine = own + n->b * E + e;
-            const float joined = price_set(n, e, -1, m, mine);
-            others[n->b * E + e] = rest - t->costs[e] + joined - weight * *mine;
+            Set s = set_of(e, -1, m);
+            price_sets(n, &s, 1);
+            own[n->b * E + e] = s.own;
+            others[n->b * E + e] = rest - t->costs[e] + s.sum - weight * s.own;
         }
     }
+}
+
+typedef struct {
+    int64_t e;
+    float score, sum;
+} Offer;
+
+/* Take the best of the allowed servers other than `from`, better than `best`. */
+static Offer best_offer(const Network *n, int64_t m, int64_t from, const uint8_t *allowed, float harm) {
+    const float weight = OF_DEVICE(WEIGHT)[m];
+    Offer best = {-1, 0.0f, 0.0f};
+    Set sets[SETS];
+    int64_t count = 0;
+    for (int64_t e = 0; e < n->E; e++) {
+        if (allowed[e] && e != from) sets[count++] = set_of(e, -1, m);
+        if (count < SETS && e < n->E - 1) continue;
+        price_sets(n, sets, count);
+        for (int64_t k = 0; k < count; k++) {
+            const float mine = weight * sets[k].own;
+            const float score = mine + harm * (sets[k].sum - n->t->costs[sets[k].e] - mine);
+            if (best.e >= 0 && score >= best.score) continue;
+            best = (Offer){sets[k].e, score, sets[k].sum};
+        }
+        count = 0;
+    }
+    return best;
 }
 
 /* One turn of `relocate`: returns the server that device m of network b ends on. */
 static int64_t turn_of(const Network *n, int64_t m, int64_t from, const uint8_t *allowed, float harm,
                        float margin, float *total) {
-    const float weight = OF_DEVICE(WEIGHT)[m], before = *total;
-    float best = 0.0f, best_joined = 0.0f, stays = 0.0f, stays_joined = 0.0f, mine;
-    int64_t chosen = -1;
+    Offer taken = best_offer(n, m, from, allowed, harm);
     if (from >= 0) {
-        stays_joined = price_set(n, from, m, m, &mine);
+        Set sets[2] = {set_of(from, m, m), set_of(from, m, -1)};
+        price_sets(n, sets, 2);
+        const float mine = OF_DEVICE(WEIGHT)[m] * sets[0].own, rest = sets[1].sum;
+        const float stays = mine + harm * (sets[0].sum - rest - mine);
+        const float needed = margin + n->c->tie * *total;
+        if (taken.e < 0 || (allowed[from] && stays - taken.score <= needed)) return from;
         leave(n, m, from);
-        const float rest = price_set(n, from, -1, -1, 0);
-        stays = weight * mine + harm * (stays_joined - rest - weight * mine);
         *total += rest - n->t->costs[from];
         n->t->costs[from] = rest;
     }
-    for (int64_t e = 0; e < n->E; e++) {
-        if (!allowed[e]) continue;
-        float score = stays, joined = stays_joined;
-        if (e != from) {
-            joined = price_set(n, e, -1, m, &mine);
-            score = weight * mine + harm * (joined - n->t->costs[e] - weight * mine);
-        }
-        if (chosen >= 0 && score >= best) continue;
-        best = score;
-        best_joined = joined;
-        chosen = e;
-    }
-    const int may_stay = from >= 0 && (chosen < 0 || allowed[from]);
-    if (may_stay && (chosen < 0 || stays - best <= margin + n->c->tie * before)) {
-        chosen = from;
-        best_joined = stays_joined;
-    }
-    if (chosen < 0) return -1;
-    *total += best_joined - n->t->costs[chosen];
-    n->t->costs[chosen] = best_joined;
-    enter(n, m, chosen);
-    return chosen;
+    if (taken.e < 0) return -1;
+    *total += taken.sum - n->t->costs[taken.e];
+    n->t->costs[taken.e] = taken.sum;
+    enter(n, m, taken.e);
+    return taken.e;
 }
 
 /* Offer devices in turn the server that is best; `server` and `placed` are changed. */
@@ -329,6 +374,31 @@ void relocate(const Tables *t, const Constants *c, int64_t B, int64_t M, int64_t
     }
 }
 
+typedef struct {
+    int64_t i, j; /* devices that would change places */
+} Pair;
+
+/* Take the first of some pairs that helps; returns whether one did. */
+static int take_first(const Network *n, const Pair *pairs, int64_t count, int64_t *at, float *total) {
+    Set sets[SETS];
+    for (int64_t k = 0; k < count; k++) {
+        sets[2 * k] = set_of(at[pairs[k].i], pairs[k].i, pairs[k].j);
+        sets[2 * k + 1] = set_of(at[pairs[k].j], pairs[k].j, pairs[k].i);
+    }
+    price_sets(n, sets, 2 * count);
+    for (int64_t k = 0; k < count; k++) {
+        const Set *one = sets + 2 * k, *two = one + 1;
+        const int64_t i = pairs[k].i, j = pairs[k].j;
+        const float gain = n->t->costs[one->e] + n->t->costs[two->e] - one->sum - two->sum;
+        if (gain <= n->c->tie * *total) continue;
+        leave(n, i, one->e), leave(n, j, two->e), enter(n, j, one->e), enter(n, i, two->e);
+        at[i] = two->e, at[j] = one->e;
+        n->t->costs[one->e] = one->sum, n->t->costs[two->e] = two->sum, *total -= gain;
+        return 1;
+    }
+    return 0;
+}
+
 /* Let each device in turn change places with the first one behind it where the total falls. */
 void swap(const Tables *t, const Constants *c, int64_t B, int64_t M, int64_t E, int64_t *server,
           const int64_t *order, const uint8_t *allowed) {
@@ -338,17 +408,20 @@ void swap(const Tables *t, const Constants *c, int64_t B, int64_t M, int64_t E, 
         const uint8_t *has = t->has + n->b * M, *may = allowed + n->b * M * E;
         const int64_t *turn = order + n->b * M;
         float total = settle_and_price(n, at, has);
-        for (int64_t first = 0; first < M; first++)
-            for (int64_t second = first + 1; second < M; second++) {
-                const int64_t i = turn[first], j = turn[second], a = at[i], z = at[j];
-                if (!has[i] || !has[j] || a == z || !may[i * E + z] || !may[j * E + a]) continue;
-                const float one = price_set(n, a, i, j, 0), two = price_set(n, z, j, i, 0);
-                const float gain = t->costs[a] + t->costs[z] - one - two;
-                if (gain <= c->tie * total) continue;
-                leave(n, i, a), leave(n, j, z), enter(n, j, a), enter(n, i, z);
-                at[i] = z, at[j] = a;
-                t->costs[a] = one, t->costs[z] = two, total -= gain;
-                break;
+        for (int64_t first = 0; first < M; first++) {
+            const int64_t i = turn[first];
+            Pair pairs[SETS / 2];
+            int64_t count = 0;
+            int helped = !has[i];
+            for (int64_t second = first + 1; second < M && !helped; second++) {
+                const int64_t j = turn[second];
+                if (has[j] && at[i] != at[j] && may[i * E + at[j]] && may[j * E + at[i]])
+                    pairs[count++] = (Pair){i, j};
+                if (count < SETS / 2) continue;
+                helped = take_first(n, pairs, count, at, &total);
+                count = 0;
             }
+            if (!helped && count > 0) take_first(n, pairs, count, at, &total);
+        }
     }
 }

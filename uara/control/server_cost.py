@@ -8,6 +8,7 @@ one view of the network in which a device stands on every server at once prices 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -119,6 +120,34 @@ def server_cost(
     if native is None:
         native = knows(state, allocator) and compiler() is not None
     return NativeCost.of(state, allocator) if native else PredictedCost(state, allocator)
+
+
+def until_settled(
+    state: NetworkState,
+    allocator: Allocator,
+    server: Tensor,
+    sweep: Callable[[ServerCost, NetworkState, Tensor], tuple[Tensor, Tensor]],
+    rounds: int,
+) -> Tensor:
+    """Sweep each network until nobody in it moves, (B, M) long.
+
+    Args:
+        state: what is known.
+        allocator: sets what a placement is judged with.
+        server: (B, M) long, the start.
+        sweep: maps the cost, the state and the servers of some networks to their servers and who
+            moved, (B, M) bool.
+        rounds: at most.
+    """
+    rows = torch.arange(state.num_networks)
+    for _ in range(rounds):
+        part = state.select(rows)
+        found, moved = sweep(server_cost(part, allocator), part, server[rows])
+        server = server.index_copy(0, rows, found)
+        rows = rows[moved.any(1)]
+        if len(rows) == 0:
+            break
+    return server
 
 
 def take_devices(state: NetworkState, index: Tensor) -> NetworkState:

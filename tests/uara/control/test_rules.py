@@ -171,7 +171,7 @@ def test_greedy_inserts_new_requests_by_best_gain_where_the_total_is_least(
     typical: NetworkState, physics: Physics
 ) -> None:
     allocator = Allocator(AllocationConfig(), physics)
-    server = greedy_latency(typical, allocator, torch.Generator(), sweeps=1)
+    server = greedy_latency(typical, allocator, torch.Generator(), sweeps=1, swaps=False)
     for network in range(15):
         alone = typical.select(torch.tensor([network]))
         best_gain = alone.gain[0].max(1).values.tolist()
@@ -219,7 +219,7 @@ def test_rule_is_a_controller(rule: str, physics: Physics) -> None:
 
 
 @RULES
-@settings(max_examples=25)
+@settings(max_examples=7)
 @given(st.integers(0, 10_000), st.sampled_from(["equal", "square_root"]), st.integers(1, 6))
 def test_decision_keeps_to_reach_budgets_and_limits(
     make_state: MakeState, physics: Physics, rule: str, seed: int, bandwidth: str, devices: int
