@@ -1,4 +1,4 @@
-"""What a server costs a request beyond time: joules of sending, and the risk of an outage.
+"""What a server costs a request beyond its work: joules, full memory, and the risk of an outage.
 
 Shape legend: B networks, M devices, E servers.
 """
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from uara.control.allocation import Allocator
-from uara.network import NetworkState
-from uara.prediction import Physics
+from uara.network import NetworkState, Phase
+from uara.prediction import Physics, predict
 from uara.radio.link import spectral_efficiency
 from uara.serving.batching import sum_by_server
 from uara.serving.modes.sd import geometric_tokens
+
+LONGEST_WAIT_S = 600.0  # at a full server that gives nothing back
 
 
 def outlasts(completion_s: Tensor, limit_s: Tensor) -> Tensor:
@@ -58,6 +60,30 @@ def airtime_s(state: NetworkState, draft_length: Tensor, physics: Physics) -> Te
     return bits.unsqueeze(-1) / rate_bps.clamp_min(1.0)
 
 
+def memory_wait_s(state: NetworkState, allocator: Allocator) -> Tensor:
+    """Estimate how long a request would wait for KV memory at each server, (B, M, E) seconds.
+
+    What it lacks there over the rate at which memory is given back: each request that holds some
+    gives back what it holds by its end within the time predicted for it. Requests wait nowhere
+    that they hold memory already.
+
+    Args:
+        state: memory and requests.
+        allocator: its quick allocation is what the ends are predicted with.
+    """
+    holds = state.has_request & (state.server >= 0) & (state.kv_tokens > 0)
+    at = state.server.clamp_min(0)
+    view = state.with_(phase=torch.where(holds, state.phase, int(Phase.IDLE)))
+    plan = predict(view, allocator.quick(view, at), allocator.physics, "request")
+    claim = state.context_tokens + state.expected_remaining_tokens
+    freed = torch.where(holds, claim / plan.remaining_s.clamp_min(1e-3), 0.0)
+    freed_per_s = sum_by_server(freed, at, state.num_servers).unsqueeze(1)
+    lacks = (claim.unsqueeze(-1) - state.kv_free_tokens.unsqueeze(1)).clamp_min(0)
+    wait_s = (lacks / freed_per_s.clamp_min(1e-9)).clamp_max(LONGEST_WAIT_S)
+    is_home = torch.nn.functional.one_hot(at, state.num_servers).bool() & holds.unsqueeze(-1)
+    return wait_s.masked_fill(is_home, 0.0)
+
+
 @dataclass(frozen=True)
 class Charges:
     """What comes on top of a request's completion time at each server, in seconds."""
@@ -72,8 +98,9 @@ class Charges:
         state: NetworkState,
         allocator: Allocator,
         *,
-        seconds_per_joule: float,
-        read_calendar: bool,
+        seconds_per_joule: float = 0.0,
+        read_calendar: bool = True,
+        wait_for_memory: bool = False,
     ) -> Charges:
         """Tabulate what does not depend on who else is at a server.
 
@@ -82,14 +109,16 @@ class Charges:
             allocator: names the draft length that is reckoned with.
             seconds_per_joule: price of transmit energy.
             read_calendar: count announced outages.
+            wait_for_memory: count the wait for KV memory.
         """
-        fixed_s = None
+        fixed_s = memory_wait_s(state, allocator) if wait_for_memory else None
         if seconds_per_joule > 0:
             physics = allocator.physics
             length = allocator.quick(state, state.server.clamp_min(0)).draft_length
             efficiency = physics.config.amplifier_efficiency
             power_w = state.power_max_w.unsqueeze(-1) / efficiency
-            fixed_s = seconds_per_joule * power_w * airtime_s(state, length, physics)
+            sending_s = seconds_per_joule * power_w * airtime_s(state, length, physics)
+            fixed_s = sending_s if fixed_s is None else fixed_s + sending_s
         soon = state.outage_in_s if read_calendar else None
         if soon is not None and bool(torch.isinf(soon).all()):
             soon = None

@@ -47,6 +47,10 @@ class CompletionConfig(BaseModel):
     read_calendar: bool = Field(
         True, description="count what announced outages would destroy before an answer is finished"
     )
+    wait_for_memory: bool = Field(
+        False,
+        description="count the wait for KV memory; for worlds in which servers admit requests",
+    )
     seconds_per_joule: float = Field(
         0.0, ge=0, description="price of the device's transmit energy, where servers differ in it"
     )
@@ -127,6 +131,7 @@ class CompletionGreedy:
             self.allocator,
             seconds_per_joule=self.config.seconds_per_joule,
             read_calendar=self.config.read_calendar,
+            wait_for_memory=self.config.wait_for_memory,
         )
         placement = Placement.of(view, self.allocator, charges, self.config.harm_weight)
         server = placement.insert(state.server.clamp_min(0), is_new)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from uara.control.allocation import AllocationConfig, Allocator
-from uara.control.charges import Charges, airtime_s, outlasts
+from uara.control.charges import Charges, airtime_s, memory_wait_s, outlasts
 from uara.network import NetworkState, Phase
-from uara.prediction import Physics
+from uara.prediction import Physics, predict
 
 MakeState = Callable[..., NetworkState]
 
@@ -67,3 +67,24 @@ def test_without_price_and_outages_time_is_all(make_state: MakeState, physics: P
     assert Charges.of(soon, allocator, seconds_per_joule=0.0, read_calendar=False).are_none
     assert not Charges.of(soon, allocator, seconds_per_joule=0.0, read_calendar=True).are_none
     assert not Charges.of(state, allocator, seconds_per_joule=1.0, read_calendar=True).are_none
+
+
+def test_full_server_costs_the_time_in_which_the_lacking_memory_is_given_back(
+    make_state: MakeState, physics: Physics
+) -> None:
+    state = make_state(
+        1, 2, 2, phase=[[Phase.DECODING, Phase.UPLOADING]], server=[[0, -1]],
+        upload_bits=[[0, 1e5]], prompt_tokens=[[3000, 1500]], tokens_so_far=0,
+        expected_remaining_tokens=100, kv_tokens=[[3000, 0]], waiting_requests=0,
+        kv_free_tokens=[[1000, 1e5]],
+    )  # fmt: skip
+    allocator = Allocator(AllocationConfig(), physics)
+    alone = state.with_(phase=torch.tensor([[int(Phase.DECODING), int(Phase.IDLE)]]))
+    decision = allocator.quick(alone, torch.zeros(1, 2, dtype=torch.long))
+    end_s = predict(alone, decision, physics, "request").remaining_s[0, 0].item()
+    # 3,100 tokens come back by then; 600 of 1,600 are lacking.
+    wanted = [[[0.0, 0.0], [600 / 3100 * end_s, 0.0]]]
+    torch.testing.assert_close(memory_wait_s(state, allocator), torch.tensor(wanted))
+    charges = Charges.of(state, allocator, wait_for_memory=True)
+    charged = charges.add(torch.tensor([[5.0, 5.0]]), 1)[0].tolist()
+    assert charged == pytest.approx([5 + wanted[0][1][0], 5])
