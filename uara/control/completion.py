@@ -167,7 +167,9 @@ class CompletionGreedy:
         """Let the estimators learn from the last slot and correct the state."""
         if self._fresh.shape != (state.num_networks,):
             self._fresh, self._last = torch.ones(state.num_networks, dtype=torch.bool), None
-        if self._last is not None and self._outcome is not None:
+        # Where all networks begin anew, they may be others of other sizes.
+        lasts = not bool(self._fresh.all())
+        if lasts and self._last is not None and self._outcome is not None:
             past = Experience(*self._last, self._outcome, state, ~self._fresh)
             for estimator in self.estimators:
                 estimator.learn(past)

@@ -16,7 +16,9 @@ from uara.control.charges import Charges
 from uara.control.completion import CompletionConfig, CompletionGreedy
 from uara.control.placement import Placement
 from uara.network import Controller, Decision, NetworkState, Phase
-from uara.prediction import Physics, predict
+from uara.prediction import Physics, PhysicsConfig, predict
+from uara.radio.link import LinkConfig
+from uara.world.world import World
 
 MakeState = Callable[..., NetworkState]
 
@@ -66,9 +68,7 @@ def scores(
     return found
 
 
-def place_by_definition(
-    state: NetworkState, physics: Physics, harm_weight: float, margin_s: float
-) -> list[int]:
+def place_by_definition(state: NetworkState, physics: Physics, harm_weight: float) -> list[int]:
     allocator = Allocator(AllocationConfig(), physics)
     order = state.gain[0].amax(-1).argsort(descending=True).tolist()
     has = {i for i in order if state.has_request[0, i]}
@@ -91,7 +91,7 @@ def test_requests_are_placed_by_own_time_and_weighed_harm(
     make_state: MakeState, physics: Physics, seed: int, harm_weight: float
 ) -> None:
     state = make_state(1, 5, 3, seed=seed)
-    wanted = place_by_definition(state, physics, harm_weight, 0.0)
+    wanted = place_by_definition(state, physics, harm_weight)
     found = decide(state, physics, harm_weight=harm_weight).server[0].tolist()
     has = state.has_request[0].tolist()
     assert [s for s, h in zip(found, has, strict=True) if h] == [
@@ -221,7 +221,41 @@ def test_price_of_energy_prefers_the_link_that_sends_shorter(
     assert decide(state, physics, seconds_per_joule=100.0).server.item() == 1
 
 
+def test_it_goes_on_with_networks_of_other_sizes(
+    make_world: Callable[..., World], physics: Physics
+) -> None:
+    made = controller(physics, acceptance={}, lengths={}, profile={}, trend={}, heading={})
+    for num, devices in ((2, 3), (2, 4), (3, 4)):
+        world = make_world([[-90, -80]] * devices, num=num, arrivals_per_s=0.5)
+        everyone = torch.ones(num, dtype=torch.bool)
+        world.reset(everyone, torch.zeros_like(world.world), torch.arange(num))
+        made.reset(everyone, torch.Generator())
+        for _ in range(6):
+            made.observe(world.step(made.decide(world.state())))
+
+
 # What every decision keeps to.
+
+
+@pytest.mark.parametrize(
+    "physics_config",
+    [
+        PhysicsConfig(link=LinkConfig(interference="reuse1")),
+        PhysicsConfig(link=LinkConfig(adaptation="mcs")),
+        PhysicsConfig(service="fluid"),
+        PhysicsConfig(mode="psd"),
+        PhysicsConfig(mode="auto"),
+    ],
+    ids=["reuse1", "mcs", "fluid", "psd", "auto"],
+)
+def test_it_decides_whatever_the_physics(
+    make_state: MakeState, physics_config: PhysicsConfig
+) -> None:
+    state = make_state(2, 4, 3, seed=3)
+    decision = decide(state, Physics.of(physics_config), seconds_per_joule=0.1)
+    in_reach = state.reachable.gather(2, decision.server.unsqueeze(-1)).squeeze(-1)
+    assert in_reach[state.has_request].all()
+    assert torch.isfinite(decision.bandwidth_hz).all()
 
 
 def test_it_is_a_controller(physics: Physics) -> None:
