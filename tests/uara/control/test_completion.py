@@ -24,7 +24,7 @@ MakeState = Callable[..., NetworkState]
 
 
 def controller(physics: Physics, **options: object) -> CompletionGreedy:
-    return CompletionGreedy(AllocationConfig(), physics, CompletionConfig(**options))  # type: ignore[arg-type]
+    return CompletionGreedy(AllocationConfig(), physics, CompletionConfig(**options))
 
 
 def decide(state: NetworkState, physics: Physics, **options: object) -> Decision:
@@ -73,7 +73,8 @@ def place_by_definition(state: NetworkState, physics: Physics, harm_weight: floa
     order = state.gain[0].amax(-1).argsort(descending=True).tolist()
     has = {i for i in order if state.has_request[0, i]}
     # A controller that has seen nothing yet has placed nobody.
-    server, present = state.server[0].clamp_min(0).tolist(), set()
+    server: list[int] = state.server[0].clamp_min(0).tolist()
+    present: set[int] = set()
     for device in [i for i in order if i in has]:
         found = scores(state, allocator, server, present, device, harm_weight)
         server[device] = found.index(min(found))
