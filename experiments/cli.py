@@ -24,6 +24,7 @@ from experiments.config import (
 from experiments.plan import PlanTask
 from experiments.plan_command import plan
 from experiments.runs import provenance, write_json
+from experiments.tune_command import tune
 from uara.errors import UserError
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ pair = typer.Typer(help="Draft/target pairs of language models.", no_args_is_hel
 app.add_typer(channels, name="channels")
 app.add_typer(pair, name="pair")
 app.command()(plan)
+app.command()(tune)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 Config = Annotated[Path, typer.Argument(help="config file (YAML)")]

@@ -39,7 +39,8 @@ TIMELINE_S = 20.0  # length of the part of a run that its picture shows, from it
 
 def rule_controller(name: str, task: TaskConfig) -> Controller:
     """Make the controller of a name, e.g. greedy_latency+equal_finish, on the task's rules."""
-    return make_controller(name, task.allocation, Physics.of(task.physics))
+    physics = Physics.of(task.physics)
+    return make_controller(name, task.allocation, physics, task.controllers)
 
 
 def play_all(

@@ -30,6 +30,7 @@ from envs.action import ControlConfig
 from envs.batched import RewardConfig
 from envs.observation import ObservationConfig
 from uara.control.allocation import AllocationConfig
+from uara.control.controllers import ControllersConfig
 from uara.errors import UserError
 from uara.prediction import PhysicsConfig
 from uara.radio.bank import BankConfig
@@ -91,8 +92,16 @@ class TaskConfig(BaseModel):
         AllocationConfig(),
         description="rules that a controller uses where its name leaves them open",
     )
+    controllers: ControllersConfig = Field(
+        ControllersConfig(),
+        description="parameters of controllers, or the path of a file that `uara tune` wrote",
+    )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="frozen episodes")
     decode: DecodeConfig = Field(DecodeConfig(), description="real draft/verify runs")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return dump_without_defaults(self, dump, ("controllers",))
 
     @model_validator(mode="after")
     def _check_agreement(self) -> TaskConfig:
@@ -160,7 +169,8 @@ def load_task(path: Path | str, overrides: list[str] | None = None) -> TaskConfi
     Raises:
         UserError: for a missing file, a wrong key or a value that is not allowed.
     """
-    return _validate(TaskConfig, _override(_read_yaml(Path(path)), overrides or []), Path(path))
+    raw = _override(_read_yaml(Path(path)), overrides or [])
+    return _validate(TaskConfig, _read_controllers(raw, Path(path)), Path(path))
 
 
 def load_experiment(path: Path | str, overrides: list[str] | None = None) -> ExperimentConfig:
@@ -178,7 +188,10 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         )
     if isinstance(raw["task"], str):
         raw["task"] = _read_yaml(path.parent / raw["task"])
-    return _validate(ExperimentConfig, _override(raw, overrides or []), path)
+    raw = _override(raw, overrides or [])
+    if isinstance(raw["task"], dict):
+        _read_controllers(raw["task"], path)
+    return _validate(ExperimentConfig, raw, path)
 
 
 def load_any(path: Path | str, overrides: list[str] | None = None) -> TaskConfig:
@@ -226,6 +239,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of options; see `uara schema`")
     return raw
+
+
+def _read_controllers(task: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Put in the parameters of controllers where a task names their file.
+
+    A file is looked for beside the config and then in the working directory.
+    """
+    name = task.get("controllers")
+    if isinstance(name, str):
+        beside = path.parent / name
+        task["controllers"] = _read_yaml(beside if beside.is_file() else Path(name))
+    return task
 
 
 def _override(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from uara.control.allocation import AllocationConfig
 from uara.control.association import ASSOCIATION_RULES
 from uara.control.bandwidth import BANDWIDTH_RULES
 from uara.control.compute_share import COMPUTE_RULES
+from uara.control.controllers import CONTROLLERS
 from uara.control.mode import BEST, FIXED_MODES
 from uara.control.plan.baselines import BASELINES
 from uara.control.plan.model_cost import MODELS
 from uara.control.power import POWER_RULES
-from uara.control.registry import CONTROLLERS, RULES
+from uara.control.registry import RULES
 from uara.decoding.models import load_pair, load_prompts, shipped_pair
 from uara.decoding.run import RULE_CODES, DecodingConfig, run_decoding
 from uara.errors import UserError
@@ -190,6 +191,15 @@ COMMANDS = {
     "schema": [],
     "sweep": ["--override", "--seeds", "--workers"],
     "train": ["--resume", "--run"],
+    "tune": [
+        "--controller",
+        "--episodes",
+        "--fresh",
+        "--json",
+        "--out",
+        "--seed",
+        "--trials",
+    ],
 }
 
 

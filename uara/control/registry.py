@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -19,16 +18,12 @@ from uara.control.allocation import (
 )
 from uara.control.association import ASSOCIATION_RULES
 from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.controllers import CONTROLLERS, ControllersConfig
 from uara.control.power import POWER_RULES
 from uara.control.rules import RuleController
 from uara.errors import UserError
 from uara.network import Controller, Decision, NetworkState, SlotOutcome
 from uara.prediction import Physics
-
-MakeController = Callable[[AllocationConfig, Physics], Controller]
-
-# Controllers that choose servers in a way of their own; rules of the other kinds shape the rest.
-CONTROLLERS: dict[str, MakeController] = {}
 
 # Rules by the field of `AllocationConfig` that they set.
 RULES: dict[str, tuple[str, ...]] = {
@@ -40,7 +35,12 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_controller(name: str, allocation: AllocationConfig, physics: Physics) -> Controller:
+def make_controller(
+    name: str,
+    allocation: AllocationConfig,
+    physics: Physics,
+    parameters: ControllersConfig | None = None,
+) -> Controller:
     """Make the controller of a name such as `greedy_latency+equal_finish+wmmse+argmin`.
 
     One part names who chooses the servers; the others, in any order, each a rule of another kind
@@ -50,15 +50,17 @@ def make_controller(name: str, allocation: AllocationConfig, physics: Physics) -
         name: parts joined by '+'.
         allocation: rules and parameters for what the name leaves open.
         physics: link, codec, mode, batching.
+        parameters: of controllers and association rules; the defaults where there are none.
 
     Raises:
         UserError: if a part is unknown, a kind is named twice, nobody chooses the servers, or the
             parts do not go together.
     """
     chooser, allocation = read_name(name, allocation)
+    parameters = ControllersConfig() if parameters is None else parameters
     if chooser in ASSOCIATION_RULES:
-        return RuleController(chooser, allocation, physics, name)
-    controller = CONTROLLERS[chooser](allocation, physics)
+        return RuleController(chooser, allocation, physics, name, parameters.association)
+    controller = CONTROLLERS[chooser](allocation, physics, parameters)
     return controller if controller.name == name else _Renamed(name, controller)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from uara.control.allocation import AllocationConfig, Allocator
-from uara.control.association import ASSOCIATION_RULES
+from uara.control.association import ASSOCIATION_RULES, AssociationConfig, association_rules
 from uara.control.ucb import UcbDraftLength
 from uara.errors import UserError
 from uara.network import Decision, NetworkState, SlotOutcome
@@ -24,6 +24,7 @@ class RuleController:
         allocation: AllocationConfig,
         physics: Physics,
         name: str | None = None,
+        parameters: AssociationConfig | None = None,
     ) -> None:
         """Look the rule up.
 
@@ -32,6 +33,7 @@ class RuleController:
             allocation: rules for the rest.
             physics: what they reckon with.
             name: of the controller; that of the rule by default.
+            parameters: of association rules; the defaults where there are none.
 
         Raises:
             UserError: if there is no rule of that name.
@@ -42,7 +44,8 @@ class RuleController:
             )
         self.name = association if name is None else name
         self.allocator = Allocator(allocation, physics)
-        self._choose = ASSOCIATION_RULES[association]
+        rules = ASSOCIATION_RULES if parameters is None else association_rules(parameters)
+        self._choose = rules[association]
         self._generator = torch.Generator()
         self._learner: UcbDraftLength | None = None
         if allocation.draft_length == "ucb":

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from uara.control.allocation import AllocationConfig
-from uara.control.registry import CONTROLLERS, make_controller, read_name
+from uara.control.controllers import CONTROLLERS, ControllersConfig
+from uara.control.registry import make_controller, read_name
 from uara.control.rules import RuleController
 from uara.errors import UserError
 from uara.network import Controller, NetworkState
@@ -65,7 +66,9 @@ def test_controller_decides_by_its_parts(make_state: MakeState, physics: Physics
 def test_registered_controller_goes_by_the_name_that_was_asked_for(
     physics: Physics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make(allocation: AllocationConfig, physics: Physics) -> Controller:
+    def make(
+        allocation: AllocationConfig, physics: Physics, parameters: ControllersConfig
+    ) -> Controller:
         return RuleController("max_sinr", allocation, physics, name="strongest")
 
     monkeypatch.setitem(CONTROLLERS, "strongest", make)
