@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.decisions import least_of_each, select_rows, take_where
 from uara.control.objective import total_remaining_s
 from uara.errors import UserError
 from uara.network import Decision, NetworkState, SlotOutcome
@@ -171,7 +172,7 @@ class OneSlotOracle:
         length = lengths.repeat(len(rows) * devices)
         wide = state.select(network)
         while True:
-            tried = _select(decision, network)
+            tried = select_rows(decision, network)
             changed = tried.draft_length.scatter(1, device[:, None], length[:, None])
             tried = replace(tried, draft_length=changed)
             cost = total_remaining_s(wide, tried, self._physics)
@@ -184,36 +185,17 @@ class OneSlotOracle:
 def _keep_best(
     best: Decision | None, least: Tensor, network: Tensor, decision: Decision, cost: Tensor
 ) -> tuple[Decision, Tensor]:
-    """Replace each network's best decision where a candidate is better; the first of equals.
+    """Replace each network's best decision where a candidate is better.
 
     Args:
         best: of B networks; None: there is none yet.
         least: (B,) its objective.
-        network: (K,) long, rising, of the candidates.
+        network: (K,) long, of the candidates.
         decision: K candidates.
         cost: (K,) their objectives.
     """
-    lowest = torch.full_like(least, torch.inf).scatter_reduce(0, network, cost, "amin")
-    number = torch.arange(len(cost))
-    is_lowest = cost <= lowest[network]
-    first = torch.full(least.shape, len(cost)).scatter_reduce(
-        0, network[is_lowest], number[is_lowest], "amin"
-    )
-    improves = lowest < least
-    winner = _select(decision, first.clamp(max=len(cost) - 1))
-    if best is None:
-        return winner, torch.where(improves, lowest, least)
-    kept = {
-        name: torch.where(improves[:, None], values, getattr(best, name))
-        for name, values in _tensors(winner).items()
-    }
-    return replace(best, **kept), torch.where(improves, lowest, least)
-
-
-def _tensors(decision: Decision) -> dict[str, Tensor]:
-    found = {f.name: getattr(decision, f.name) for f in fields(decision)}
-    return {name: values for name, values in found.items() if values is not None}
-
-
-def _select(decision: Decision, rows: Tensor) -> Decision:
-    return replace(decision, **{name: v[rows] for name, v in _tensors(decision).items()})
+    lowest, row = least_of_each(network, cost, len(least))
+    winner = select_rows(decision, row)
+    if best is not None:
+        winner = take_where(lowest < least, winner, best)
+    return winner, torch.minimum(lowest, least)
