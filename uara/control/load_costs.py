@@ -23,8 +23,8 @@ from uara.serving.transfer import kv_transfer_s
 
 MODES_WITH_BOUND = ("sd", "server_ar")
 LEAST_RESIDUAL, MOST_RESIDUAL = 0.25, 0.75  # range of `uara.serving.batching.residual_share`
-SECTIONS = 48  # of the golden-section search: the interval shrinks by 1e-10
-ROUNDING = 1e-6  # what the search and float64 may be off by
+SECTIONS = 32  # of the golden-section search: the interval shrinks by 2e-7
+ROUNDING = 1e-6  # seconds that the search and float64 may be off by
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -170,55 +170,55 @@ class LoadCosts:
             costs and the bandwidths that they are had at, (I, E, N) each; infinity and 0 where
             `is_possible` is not.
         """
-        uncapped = (self.by_presence_s + self.by_capped_s, torch.zeros(()))
-        capped = (self.by_presence_s, self.by_capped_s * self.cap[..., None])
-        found = [self._least(x, more, price_s_per_hz[..., None]) for x, more in (uncapped, capped)]
-        cost = torch.cat([cost for cost, _ in found], -1)
-        band = torch.cat([band for _, band in found], -1)
-        least, at = cost.min(-1, keepdim=True)
+        capped_s = self.by_capped_s.expand_as(self.fixed_s)
+        # min(x, cap) is the lesser of both, and each is convex by itself.
+        by_presence_s = torch.cat((self.by_presence_s + capped_s, self.by_presence_s), -1)
+        more_s = torch.cat((torch.zeros_like(capped_s), capped_s * self.cap[..., None]), -1)
+        value, band_hz = self._over_bandwidth(by_presence_s, price_s_per_hz[..., None])
+        value = value + _twice(self.fixed_s) + more_s - ROUNDING
+        least, at = value.min(-1, keepdim=True)
         impossible = ~self.is_possible
-        chosen = band.gather(-1, at).squeeze(-1).masked_fill(impossible, 0)
+        chosen = band_hz.gather(-1, at).squeeze(-1).masked_fill(impossible, 0)
         return least.squeeze(-1).masked_fill(impossible, torch.inf), chosen
 
-    def _least(self, by_presence_s: Tensor, more_s: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimise over bandwidth by golden sections, (I, E, N, G) costs and hertz.
+    def _over_bandwidth(self, by_presence_s: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimise what bandwidth decides by golden sections, (I, E, N, 2 G) seconds and hertz.
 
         All terms are convex in the seconds per bit 1 / R(b), which fall with b: one minimum.
         """
+        sent_bits, draft_bits = _twice(self.sent_bits), _twice(self.draft_bits)
+        alone_s, cycle_s = _twice(self.alone_s), _twice(self.cycle_s)
 
         def cost(log_hz: Tensor) -> Tensor:
             band_hz = log_hz.exp()
             s_per_bit = 1 / self.rate_bps(band_hz)
-            presence = self.alone_s / (self.cycle_s + self.draft_bits * s_per_bit)
-            return self.sent_bits * s_per_bit + by_presence_s * presence + price * band_hz
+            presence = alone_s / (cycle_s + draft_bits * s_per_bit)
+            return sent_bits * s_per_bit + by_presence_s * presence + price * band_hz
 
         # Below this bandwidth no link carries more than the least rate that a prediction counts.
         narrowest = math.log(MIN_RATE_BPS / self.physics.config.link.spectral_efficiency_max)
-        shape = torch.broadcast_shapes(self.fixed_s.shape, by_presence_s.shape)
-        low = torch.full(shape, narrowest, dtype=torch.float64)
-        high = self.band_hz.log()[:, None, None].expand(shape)
+        shape = by_presence_s.shape
+        widest = self.band_hz.log()[:, None, None].expand(shape)
+        low, high = torch.full(shape, narrowest, dtype=torch.float64), widest
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         at_left, at_right = cost(left), cost(right)
         for _ in range(SECTIONS):
             goes_left = at_left < at_right
             low, high = torch.where(goes_left, low, left), torch.where(goes_left, right, high)
-            kept, at_kept = torch.where(goes_left, left, right), torch.minimum(at_left, at_right)
-            fresh = torch.where(
-                goes_left, high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-            )
+            span = GOLDEN * (high - low)
+            fresh = torch.where(goes_left, high - span, low + span)
             at_fresh = cost(fresh)
+            kept, at_kept = torch.where(goes_left, left, right), torch.minimum(at_left, at_right)
             left, right = torch.where(goes_left, fresh, kept), torch.where(goes_left, kept, fresh)
             at_left = torch.where(goes_left, at_fresh, at_kept)
             at_right = torch.where(goes_left, at_kept, at_fresh)
-        band_hz = (0.5 * (low + high)).exp()
-        widest = self.band_hz[:, None, None].expand(shape)
-        at_widest = cost(widest.log())
-        value = torch.minimum(cost(band_hz.log()), at_widest)
-        band_hz = torch.where(value < at_widest, band_hz, widest)
+        middle = 0.5 * (low + high)
+        value, at_widest = cost(middle), cost(widest)
+        band_hz = torch.where(value < at_widest, middle, widest).exp()
+        value = torch.minimum(value, at_widest)
         # Without spectrum a prediction counts the least rate.
-        starved = (self.sent_bits / MIN_RATE_BPS).expand(shape)
-        band_hz = torch.where(starved < value, 0.0, band_hz)
-        return (self.fixed_s + more_s + torch.minimum(value, starved)) - ROUNDING, band_hz
+        starved = (sent_bits / MIN_RATE_BPS).expand(shape)
+        return torch.minimum(value, starved), torch.where(starved < value, 0.0, band_hz)
 
     def rate_bps(self, band_hz: Tensor) -> Tensor:
         """Compute uplink rates at full power without interference."""
@@ -290,6 +290,10 @@ class _Queue:
             fixed_s[..., None] + harm_s + by_busy_s * is_foreign,
             shared_s.masked_fill(is_foreign, 0),
         )
+
+
+def _twice(value: Tensor) -> Tensor:
+    return torch.cat((value, value), -1)
 
 
 def _missing_tokens(state: NetworkState, physics: Physics) -> tuple[Tensor, Tensor]:

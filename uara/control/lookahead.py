@@ -47,11 +47,11 @@ class Simulator(Protocol):
                 future, tracks and outages included.
             first: K decisions for the slot that begins.
             player: decides from then on; it is reset before.
-            slots: how many slots are played.
+            slots: in which further requests arrive; then it goes on until all are answered. A
+                rollout that ended earlier would reward leaving work to those after it.
 
         Returns:
-            (K,) seconds that requests wait or are served, and what is predicted for those that
-            are left at the end.
+            (K,) seconds that requests wait or are served.
         """
         ...
 
@@ -61,10 +61,12 @@ class LookAheadConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    futures: int = Field(8, gt=0, description="sampled futures; all candidates meet the same ones")
-    slots: int = Field(40, gt=0, description="slots played, the decided one included")
+    futures: int = Field(4, gt=0, description="sampled futures; all candidates meet the same ones")
+    slots: int = Field(
+        20, gt=0, description="slots in which requests arrive; then all are played to their ends"
+    )
     changes: Literal["new", "all"] = Field(
-        "all", description="whose servers are tried: devices with a new request, or all"
+        "new", description="whose servers are tried: devices with a new request, or all"
     )
     defer: bool = Field(True, description="also try to let an uploading device pause for the slot")
     standard_errors: float = Field(

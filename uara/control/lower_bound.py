@@ -24,8 +24,8 @@ from uara.control.objective import request_weight
 from uara.network import NetworkState
 from uara.prediction import Physics
 
-GUESSES = 4  # prices of spectrum by equal users, before the first program
-PASSES = 4  # programs, each with prices by the last one's users
+GUESSES = 3  # prices of spectrum by equal users, before the first program
+PASSES = 3  # programs, each with prices by the last one's users
 INTEGRAL_GAP = 1e-3  # at which the integral program stops; its bound stays one
 
 

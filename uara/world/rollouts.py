@@ -66,20 +66,23 @@ class WorldSimulator:
         else:
             saved |= self._sampled(rows, torch.cat((futures, futures[:1].expand(spare))), saved)
             scratch.channel = self._held(rows)
+        saved["requests.arrival_s"] = self._until(rows, saved, slots)
         scratch.load_state_dict(saved)
         everybody = torch.ones(len(rows), dtype=torch.bool)
         player.reset(everybody, torch.Generator().manual_seed(self._seed))
         decision = _padded(first, spare)
         cost = torch.zeros(len(rows), dtype=torch.float64)
-        for slot in range(slots):
+        for slot in range(slots + scratch.config.drain_slots):
             if slot > 0:
                 decision = player.decide(scratch.state())
             outcome = scratch.step(decision)
             player.observe(outcome)
             cost += outcome.alive_s
-        # A request that is left counts with what its controller predicts.
-        state = scratch.state()
-        if bool(state.has_request.any()):
+            if slot >= slots and not bool(scratch.progress.active.any()):
+                break
+        else:
+            # A request that is left counts with what its controller predicts.
+            state = scratch.state()
             cost += total_remaining_s(state, player.decide(state), scratch.physics)
         return cost[:count]
 
@@ -89,6 +92,14 @@ class WorldSimulator:
         if size not in self._scratch:
             self._scratch[size] = self._make(size)
         return self._scratch[size]
+
+    def _until(self, rows: Tensor, saved: dict[str, Tensor], slots: int) -> Tensor:
+        """Leave out the requests that arrive after so many slots, (K, M, R) arrivals."""
+        arrival_s = saved["requests.arrival_s"]
+        number = torch.arange(arrival_s.shape[2])
+        end_s = (self._world.time_s()[rows] + slots * self._world.config.slot_s)[:, None, None]
+        is_later = (number >= saved["progress.arrived"][..., None]) & (arrival_s >= end_s)
+        return arrival_s.masked_fill(is_later, torch.inf)
 
     def _held(self, rows: Tensor) -> HeldChannel:
         """Freeze the channel as it is known."""
