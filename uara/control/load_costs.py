@@ -74,12 +74,14 @@ class Rounds:
         alpha = state.acceptance[0, :, None]
         gamma = lengths.expand(len(alpha), -1)
         is_drafting = lengths > 0
-        each = (plain, drafting)
-        tokens = torch.where(is_drafting, *(m.expected_tokens(alpha, gamma) for m in each[::-1]))
-        verdict = torch.where(
-            is_drafting, *(m.verdict_bits(codec, alpha, gamma) for m in each[::-1])
+        tokens, verdict, new_tokens = (
+            torch.where(is_drafting, value(drafting), value(plain).expand_as(gamma))
+            for value in (
+                lambda mode: mode.expected_tokens(alpha, gamma),
+                lambda mode: mode.verdict_bits(codec, alpha, gamma),
+                lambda mode: mode.new_tokens(alpha, gamma),
+            )
         )
-        new_tokens = torch.where(is_drafting, *(m.new_tokens(alpha, gamma) for m in each[::-1]))
         row_s, token_s = state.forward_per_row_s[0], state.forward_per_token_s[0]
         context_s = state.context_tokens[0, :, None] * state.forward_per_context_s[0]
         own_s = (row_s + context_s)[..., None] + new_tokens[:, None, :] * token_s[:, None]
@@ -91,7 +93,7 @@ class Rounds:
             is_drafting=is_drafting,
             draft_bits=torch.where(is_drafting, codec.draft_bits(lengths), 0.0),
             draft_s=state.draft_time_s[0, :, None] * lengths,
-            verdict_bits=verdict.expand_as(gamma),
+            verdict_bits=verdict,
             own_s=own_s,
             alone_s=base_s[:, None] + own_s,
         )
@@ -309,9 +311,7 @@ def _missing_tokens(state: NetworkState, physics: Physics) -> tuple[Tensor, Tens
         )
         need.append(predict(state, decision, physics, "request").prefill_tokens[0])
         moves = state.kv_arriving_tokens is not None
-        transfer_s.append(
-            kv_transfer_s(state, server)[0] if moves else torch.zeros_like(need[-1])
-        )
+        transfer_s.append(kv_transfer_s(state, server)[0] if moves else torch.zeros_like(need[-1]))
     return torch.stack(need, -1), torch.stack(transfer_s, -1)
 
 

@@ -135,7 +135,7 @@ class LookAhead:
         found = self._candidates(state, own)
         if len(found.network) == 0:
             return own
-        asked = found.network.unique()
+        asked = torch.unique_consecutive(found.network)
         count = 1 if self._true_future else self.config.futures
         keys = torch.randint(2**62, (state.num_networks, count), generator=self._generator)
         network = torch.cat((asked, found.network))

@@ -187,7 +187,8 @@ class _Program:
 
     def solve(self) -> tuple[float, Tensor, Tensor]:
         """Solve the relaxation: its value, users (I, E, N) and loads (E, N)."""
-        found = linprog(
+        # HiGHS takes sparse rows, which the type stubs do not know.
+        found = linprog(  # type: ignore[call-overload]
             self.objective,
             A_ub=self.below,
             b_ub=self.below_of,
@@ -197,7 +198,7 @@ class _Program:
             method="highs",
         )
         assert found.status == 0, f"the relaxation has a solution, but: {found.message}"
-        devices, servers, loads = self.shape
+        _, servers, loads = self.shape
         users = np.zeros(self.shape)
         users[tuple(self.user.T)] = found.x[: len(self.user)]
         load = found.x[len(self.user) :].reshape(servers, loads)
@@ -207,7 +208,7 @@ class _Program:
         """Return the proven bound of the program with whole users."""
         found = milp(
             self.objective,
-            integrality=np.ones(len(self.objective)),
+            integrality=np.ones(len(self.objective), dtype=np.int64),
             bounds=Bounds(0, 1),
             constraints=(
                 LinearConstraint(self.equal, self.equal_to, self.equal_to),

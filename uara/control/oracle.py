@@ -101,7 +101,8 @@ class OneSlotOracle:
         if allocations is None:
             splits = (allocation.bandwidth, *BANDWIDTH_RULES)
             allocations = [
-                allocation.model_copy(update={"bandwidth": split}) for split in dict.fromkeys(splits)
+                allocation.model_copy(update={"bandwidth": split})
+                for split in dict.fromkeys(splits)
             ]
         lengths = range(physics.config.max_draft_length + 1)
         configs = [
