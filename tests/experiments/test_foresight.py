@@ -38,7 +38,8 @@ def test_the_line_says_what_was_found() -> None:
 def test_look_ahead_improves_a_weak_rule(task: TaskConfig, bank: ChannelBank) -> None:
     seen: list[tuple[int, int]] = []
     worth = measure_foresight(
-        task, bank, split="evaluation", episodes=12, base="random", weak_base="random", config=SHORT,
+        task, bank, split="evaluation", episodes=12, base="random", weak_base="random",
+        config=SHORT,
         progress=lambda *at: seen.append(at),
     )  # fmt: skip
     # the base is the weak one here: both are the same measurement

@@ -8,6 +8,7 @@ network, float64. The proof that sums of these costs bound the prediction stands
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from uara.errors import UserError
 from uara.network import Decision, NetworkState
 from uara.prediction import MIN_RATE_BPS, Physics, predict
 from uara.radio.link import rate_bps
-from uara.serving.modes import MODES
+from uara.serving.modes import MODES, ServingMode
 from uara.serving.transfer import kv_transfer_s
 
 MODES_WITH_BOUND = ("sd", "server_ar")
@@ -74,14 +75,13 @@ class Rounds:
         alpha = state.acceptance[0, :, None]
         gamma = lengths.expand(len(alpha), -1)
         is_drafting = lengths > 0
-        tokens, verdict, new_tokens = (
-            torch.where(is_drafting, value(drafting), value(plain).expand_as(gamma))
-            for value in (
-                lambda mode: mode.expected_tokens(alpha, gamma),
-                lambda mode: mode.verdict_bits(codec, alpha, gamma),
-                lambda mode: mode.new_tokens(alpha, gamma),
-            )
-        )
+
+        def per_length(value: Callable[[ServingMode], Tensor]) -> Tensor:
+            return torch.where(is_drafting, value(drafting), value(plain).expand_as(gamma))
+
+        tokens = per_length(lambda mode: mode.expected_tokens(alpha, gamma))
+        verdict = per_length(lambda mode: mode.verdict_bits(codec, alpha, gamma))
+        new_tokens = per_length(lambda mode: mode.new_tokens(alpha, gamma))
         row_s, token_s = state.forward_per_row_s[0], state.forward_per_token_s[0]
         context_s = state.context_tokens[0, :, None] * state.forward_per_context_s[0]
         own_s = (row_s + context_s)[..., None] + new_tokens[:, None, :] * token_s[:, None]

@@ -164,8 +164,9 @@ def test_looking_at_the_whole_true_future_never_costs(
 ) -> None:
     def make(num: int) -> World:
         return make_world(
-            [[-90, -91]] * 3, num=num, slots=8, arrivals_per_s=1.0, tasks=[task("exponential")]
-        )
+            [[-90, -91]] * 3, num=num, slots=8, arrivals_per_s=1.0,
+            tasks=[task("exponential")], servers=("4xRTXA6000", "4xA100-40GB"),
+        )  # fmt: skip
 
     allocation = AllocationConfig(draft_length=4)
     base, player = (RuleController("max_sinr", allocation, physics) for _ in "ab")
