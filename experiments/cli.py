@@ -154,11 +154,15 @@ def diagnose(
     overrides: Overrides = None,
     episodes: Annotated[int, typer.Option(min=8, help="episodes per figure")] = 128,
     figure: Annotated[Path | None, typer.Option(help="draw it all into this PNG")] = None,
+    foresight: Annotated[
+        bool, typer.Option("--foresight", help="also measure what look-ahead is worth (slow)")
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Say whether a scenario is worth learning: modes, spreads, radio and compute, loads."""
     from experiments.diagnose import diagnose as run
     from experiments.evaluation import load_bank
+    from experiments.foresight import measure_foresight
     from experiments.tables import diagnosis_table, mode_table, time_table
     from uara.figures.diagnosis import draw_diagnosis
 
@@ -185,6 +189,11 @@ def diagnose(
         {"kind": "share of time", **result.time_use.share},
         {"kind": "verdict", "text": result.verdict},
     ]
+    if foresight:
+        with Bar("look-ahead") as bar:
+            worth = measure_foresight(config, bank, episodes=min(episodes, 32), progress=bar)
+        console.print(worth.words())
+        rows.append({"kind": "foresight", **worth.as_json()})
     save_json(json_file, "diagnose", config.model_dump(mode="json"), rows)
 
 

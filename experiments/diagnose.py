@@ -267,5 +267,5 @@ def verdict(findings: list[Finding]) -> str:
         parts.append("speculation does not pay, so draft lengths are no question")
     if overloaded:
         parts.append(f"outside its range: {', '.join(overloaded)}")
-    parts.append("whether foresight pays (rule 7) is not measured here")
+    parts.append("whether foresight pays (rule 7) is what --foresight measures")
     return "; ".join(parts) + "."

@@ -172,7 +172,7 @@ COMMANDS = {
         "--workers",
     ],
     "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
-    "diagnose": ["--episodes", "--figure", "--json"],
+    "diagnose": ["--episodes", "--figure", "--foresight", "--json"],
     "evaluate": ["--controller", "--csv", "--figure", "--json", "--policy"],
     "pair calibrate": [
         "--draft",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uara.control.allocation import AllocationConfig
 from uara.control.association import AssociationConfig
 from uara.control.completion import CompletionConfig, CompletionGreedy
+from uara.control.oracle import OneSlotOracle
 from uara.network import Controller
 from uara.prediction import Physics
 
@@ -33,7 +34,13 @@ def completion_greedy(
     return CompletionGreedy(allocation, physics, config.completion_greedy)
 
 
+def oracle(allocation: AllocationConfig, physics: Physics, config: ControllersConfig) -> Controller:
+    """Make the one-slot oracle."""
+    return OneSlotOracle(allocation, physics)
+
+
 # Controllers that choose servers in a way of their own; rules of the other kinds shape the rest.
 CONTROLLERS: dict[str, Callable[[AllocationConfig, Physics, ControllersConfig], Controller]] = {
     "completion_greedy": completion_greedy,
+    "oracle": oracle,
 }

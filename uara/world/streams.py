@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     OUTAGE_GAP = 11
     OUTAGE_LENGTH = 12
     BATTERY = 13
+    REST_OF_ANSWER = 14
+    REST_OF_OUTAGE = 15
 
 
 def _mix(value: Tensor) -> Tensor:

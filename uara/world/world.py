@@ -27,7 +27,7 @@ from uara.world.acceptance import (
 )
 from uara.world.batteries import Drain, drain, draw_battery_j
 from uara.world.carry import carry_work
-from uara.world.channel import ChannelReplay, look_up
+from uara.world.channel import Channel, ChannelReplay, look_up
 from uara.world.config import (
     MACHINE_TIMES,
     WorldConfig,
@@ -65,7 +65,7 @@ class World:
         self.config = config
         self.physics = physics
         self.bank = bank
-        self.channel = ChannelReplay(config, bank)
+        self.channel: Channel = ChannelReplay(config, bank)
         self.num_networks = num_networks
         self.num_devices = bank.gain_db.shape[2]
         self.num_servers = len(config.servers)
