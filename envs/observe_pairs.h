@@ -16,8 +16,8 @@ enum {
 };
 /* Scratch of a network: rows over devices, ... */
 enum {
-    CONTEXT, KV, UPLOAD, TO_COME, DRAFT, VERDICT, PER_TOKEN, POWER, WEIGHT, BEST, ALPHA, UP_S, DOWN_S,
-    SENT, TOTAL, TOTAL_END, DEVICE_ROWS = TOTAL_END + 1 /* totals are of double width */
+    CONTEXT, KV, UPLOAD, TO_COME, DRAFT, POWER, WEIGHT, ALPHA, LOADED_ROWS, VERDICT = LOADED_ROWS,
+    PER_TOKEN, BEST, UP_S, DOWN_S, SENT, TOTAL, TOTAL_END, DEVICE_ROWS /* totals are of double width */
 };
 /* ... over servers, ... */
 enum { REQUESTS, SENDING, HOLDING, BACKLOG, SERVER_ROWS };
@@ -49,17 +49,27 @@ static void load_devices(const Network *n) {
     float *restrict per_token = DEVICE(PER_TOKEN), *restrict power = DEVICE(POWER);
     float *restrict weight = DEVICE(WEIGHT), *restrict best = DEVICE(BEST);
     float *restrict alpha = DEVICE(ALPHA);
-    for (int64_t m = 0; m < n->width; m++) {
-        const int64_t i = n->device + (m < n->M ? m : n->M - 1);
-        context[m] = in->prompt[i] + in->tokens[i];
-        kv[m] = in->kv[i];
-        upload[m] = in->upload_bits[i];
-        to_come[m] = in->remaining[i];
-        draft[m] = c->draft_length * in->draft_time[i];
-        alpha[m] = in->acceptance[i];
-        power[m] = in->power[i] / c->uplink_noise;
-        weight[m] = (int32_t)in->phase[i] != IDLE ? 1.0f / 3.0f : 0.0f;
-        best[m] = 1e30f;
+    const int64_t i = n->device, last = n->M - 1;
+    const int64_t *restrict phase = in->phase + i;
+    const float *restrict prompt = in->prompt + i, *restrict tokens = in->tokens + i;
+    const float *restrict limit = in->power + i, *restrict draft_time = in->draft_time + i;
+    const float *restrict kv_in = in->kv + i, *restrict bits = in->upload_bits + i;
+    const float *restrict remaining = in->remaining + i, *restrict known = in->acceptance + i;
+    const float per_noise = 1.0f / c->uplink_noise;
+#pragma omp simd
+    for (int64_t m = 0; m < n->M; m++) {
+        context[m] = prompt[m] + tokens[m];
+        kv[m] = kv_in[m];
+        upload[m] = bits[m];
+        to_come[m] = remaining[m];
+        draft[m] = c->draft_length * draft_time[m];
+        alpha[m] = known[m];
+        power[m] = limit[m] * per_noise;
+        weight[m] = (int32_t)phase[m] != IDLE ? 1.0f / 3.0f : 0.0f;
+    }
+    for (int row = 0; row < LOADED_ROWS; row++) {
+        float *restrict to = DEVICE(row);
+        for (int64_t m = n->M; m < n->width; m++) to[m] = to[last];
     }
 #pragma omp simd
     for (int64_t m = 0; m < n->width; m++) {
@@ -69,6 +79,7 @@ static void load_devices(const Network *n) {
         const float inverse = a > 1.0f - 1e-5f ? 1.0f / (c->draft_length + 1.0f) : rest / gone;
         verdict[m] = c->verdict_bits + c->rejection_bits * (1.0f - survives);
         per_token[m] = c->drafts > 0.0f ? inverse : 1.0f;
+        best[m] = 1e30f;
     }
 }
 

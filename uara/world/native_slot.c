@@ -153,27 +153,31 @@ static void store(const Tile *t, const Outputs *out, int64_t B) {
     }
 }
 
-/* Sums over the devices of each network. */
+/* Sums over the devices of each network, by way of their servers. */
 static void store_sums(const Tile *t, const Outputs *out) {
     const Inputs *in = t->in;
     const Constants *c = t->c;
+    const float *restrict was_arrived = LANE(WAS_ARRIVED), *restrict saved = LANE(SAVED);
+    const float *restrict was_finished = LANE(WAS_FINISHED), *restrict failed = LANE(BATTERY + FAILED);
+    const float *restrict arrived = LANE(NEXT + ARRIVED), *restrict gone = LANE(GONE);
+    float *restrict alive = LANE(WORK), *restrict open = LANE(KEEP);
+#pragma omp simd
+    for (int64_t m = 0; m < t->width; m++) {
+        const float present = was_arrived[m] - was_finished[m];
+        alive[m] = present * c->slot_s - saved[m] + failed[m] * c->failure_s;
+        open[m] = arrived[m] > gone[m] ? 1.0f : 0.0f;
+    }
+    const float *restrict alive_s = AT(SUM_LOG), *restrict left = AT(SUM_WORK);
+    sum_by_server(t, alive, open, AT(SUM_LOG), AT(SUM_WORK));
     for (int64_t n = 0; n < t->networks; n++) {
-        const int64_t b = t->network + n, at = n * t->M, slot = in->slot[b];
-        const float *restrict was_arrived = LANE(WAS_ARRIVED) + at;
-        const float *restrict was_finished = LANE(WAS_FINISHED) + at;
-        const float *restrict saved = LANE(SAVED) + at, *restrict failed = LANE(BATTERY + FAILED) + at;
-        const float *restrict arrived = LANE(NEXT + ARRIVED) + at, *restrict gone = LANE(GONE) + at;
-        float present = 0.0f, spared = 0.0f, lost = 0.0f, open = 0.0f;
-#pragma omp simd reduction(+ : present, spared, lost, open)
-        for (int64_t m = 0; m < t->M; m++) {
-            present += was_arrived[m] - was_finished[m];
-            spared += saved[m];
-            lost += failed[m];
-            open += arrived[m] > gone[m] ? 1.0f : 0.0f;
+        const int64_t b = t->network + n, slot = in->slot[b];
+        float whole_s = slot < t->T ? in->waiting[b * t->T + slot] : 0.0f, rest = 0.0f;
+        for (int64_t e = n * t->E; e < (n + 1) * t->E; e++) {
+            whole_s += alive_s[e];
+            rest += left[e];
         }
-        const float waiting_s = slot < t->T ? in->waiting[b * t->T + slot] : 0.0f;
-        out->alive[b] = present * c->slot_s - spared + waiting_s + lost * c->failure_s;
-        out->drained[b] = slot + 1 >= t->T && open == 0.0f;
+        out->alive[b] = whole_s;
+        out->drained[b] = slot + 1 >= t->T && rest == 0.0f;
         out->slot[b] = slot + 1;
     }
 }
