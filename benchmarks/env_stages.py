@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -119,14 +120,17 @@ def measure(devices: int, servers: int, native: bool) -> Row:
 
 def show(rows: list[Row], console: Console) -> None:
     """Print the table."""
-    table = Table(title=f"Where a step's time goes, per cent; {THREADS} thread")
-    for name in ("devices", "servers", "batch", "code", "env-steps/s", "peak MiB"):
-        table.add_column(name, justify="right")
-    for name in (*NAMES, "other"):
-        table.add_column(name, justify="right")
+    table = Table(
+        title=f"Where a step's time goes, per cent; {THREADS} thread",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    heads = ("M x E", "batch", "code", "steps/s", "MiB", *NAMES, "other")
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         code = "native" if row.native else "torch"
-        sizes = (str(row.devices), str(row.servers), str(row.batch), code)
+        sizes = (f"{row.devices} x {row.servers}", str(row.batch), code)
         shares = (f"{100 * part:.0f}" for part in row.share.values())
         table.add_row(*sizes, f"{row.env_steps_per_s:,.0f}", f"{row.peak_mib:,.0f}", *shares)
     console.print(table)

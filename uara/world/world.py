@@ -37,6 +37,7 @@ from uara.world.config import (
     reachable,
 )
 from uara.world.holding import Holding, carry_memory, held_tokens, hold_back
+from uara.world.native_requests import NativeRequests, knows_requests
 from uara.world.native_slot import NativeSlot, knows_world
 from uara.world.outages import draw_outages, outages_at, reachable_in_outage
 from uara.world.progress import Progress
@@ -91,6 +92,7 @@ class World:
         phones = phone_constants(config, num_networks, self.num_devices)
         self._battery_j, self._draft_flop = phones["battery_j"], phones["draft_flop_per_token"]
         self.world = torch.zeros(num_networks, dtype=torch.long)
+        self._native_requests: NativeRequests | None = None
         none = torch.zeros(num_networks, dtype=torch.int64)
         self.requests = self._draw(none)
         self.arrivals, self.waiting_s = self._count_by_slot(self.requests)
@@ -110,9 +112,18 @@ class World:
     def compile(self) -> bool:
         """Play slots with compiled code from now on, where it knows this world; tell whether.
 
+        Requests are drawn by it as well, where it knows them.
+
         Raises:
             UserError: if there is no C compiler.
         """
+        requests = self.config.requests
+        if knows_requests(requests):
+            horizon_s = self.config.horizon_slots * self.config.slot_s
+            rates = (self.acceptance_mean, self.acceptance_std)
+            self._native_requests = NativeRequests.of(
+                requests, self.num_devices, horizon_s, *rates
+            )
         if knows_world(self.config, self.physics):
             given = (self._constants, self.lengths, self.acceptance_mean)
             self._native = NativeSlot.of(self.config, self.physics, *given)
@@ -505,6 +516,8 @@ class World:
 
     def _draw(self, episode: Tensor) -> RequestTable:
         """Draw request tables for episode keys (K,)."""
+        if self._native_requests is not None:
+            return self._native_requests(episode)
         return draw_requests(
             episode,
             self.num_devices,
