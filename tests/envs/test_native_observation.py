@@ -92,7 +92,7 @@ def test_training_environment_takes_it_by_a_switch(recipe: EnvRecipe) -> None:
 
 
 def test_mode_that_it_does_not_know_is_refused() -> None:
-    with pytest.raises(UserError, match="'device_only'.*leave `native` off"):
+    with pytest.raises(UserError, match=r"'device_only'.*leave `native` off"):
         NativeObserver.of(Physics.of(PhysicsConfig(mode="device_only")))
 
 

@@ -58,11 +58,11 @@ class NativeRequests:
         horizon_s: float,
         acceptance_mean: Tensor,
         acceptance_std: Tensor,
-    ) -> NativeRequests:
-        """Compile for a task mix.
+    ) -> NativeRequests | None:
+        """Compile for a task mix; None where compiled code does not know it.
 
         Args:
-            config: `knows_requests` must hold.
+            config: rates and task mix.
             num_devices: M.
             horizon_s: no request arrives later.
             acceptance_mean: (K,).
@@ -71,7 +71,8 @@ class NativeRequests:
         Raises:
             UserError: if there is no C compiler.
         """
-        assert knows_requests(config), "compiled code does not know these requests"
+        if not knows_requests(config):
+            return None
         weights = torch.tensor([task.weight for task in config.tasks], dtype=torch.float64)
         ends = [f"{what}_tokens_{end}" for what in ("prompt", "output") for end in _ENDS]
         return cls(

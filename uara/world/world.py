@@ -37,7 +37,7 @@ from uara.world.config import (
     reachable,
 )
 from uara.world.holding import Holding, carry_memory, held_tokens, hold_back
-from uara.world.native_requests import NativeRequests, knows_requests
+from uara.world.native_requests import NativeRequests
 from uara.world.native_slot import NativeSlot, knows_world
 from uara.world.outages import draw_outages, outages_at, reachable_in_outage
 from uara.world.progress import Progress
@@ -110,20 +110,14 @@ class World:
         self._native: NativeSlot | None = None
 
     def compile(self) -> bool:
-        """Play slots with compiled code from now on, where it knows this world; tell whether.
-
-        Requests are drawn by it as well, where it knows them.
+        """Play slots and draw requests with compiled code where it knows this world; tell whether.
 
         Raises:
             UserError: if there is no C compiler.
         """
-        requests = self.config.requests
-        if knows_requests(requests):
-            horizon_s = self.config.horizon_slots * self.config.slot_s
-            rates = (self.acceptance_mean, self.acceptance_std)
-            self._native_requests = NativeRequests.of(
-                requests, self.num_devices, horizon_s, *rates
-            )
+        sizes = (self.num_devices, self.config.horizon_slots * self.config.slot_s)
+        rates = (self.acceptance_mean, self.acceptance_std)
+        self._native_requests = NativeRequests.of(self.config.requests, *sizes, *rates)
         if knows_world(self.config, self.physics):
             given = (self._constants, self.lengths, self.acceptance_mean)
             self._native = NativeSlot.of(self.config, self.physics, *given)
@@ -518,12 +512,8 @@ class World:
         """Draw request tables for episode keys (K,)."""
         if self._native_requests is not None:
             return self._native_requests(episode)
+        horizon_s = self.config.horizon_slots * self.config.slot_s
+        rates = (self.acceptance_mean, self.acceptance_std)
         return draw_requests(
-            episode,
-            self.num_devices,
-            self.config.horizon_slots * self.config.slot_s,
-            self.config.requests,
-            self.acceptance_mean,
-            self.acceptance_std,
-            self._traces,
+            episode, self.num_devices, horizon_s, self.config.requests, *rates, self._traces
         )

@@ -22,7 +22,9 @@ def test_requests_are_those_of_torch() -> None:
     config = RequestConfig(arrivals_per_s=0.2, acceptance_spread=0.8)
     episode = torch.tensor([0, 7, 2**62 - 1, 123456789])
     theirs = draw_requests(episode, 9, 30.0, config, MEAN, STD).tensors()
-    ours = NativeRequests.of(config, 9, 30.0, MEAN, STD)(episode).tensors()
+    native_requests = NativeRequests.of(config, 9, 30.0, MEAN, STD)
+    assert native_requests is not None
+    ours = native_requests(episode).tensors()
     arrives = torch.isfinite(theirs["arrival_s"])
     assert ours.keys() == theirs.keys()
     assert torch.equal(torch.isfinite(ours["arrival_s"]), arrives)
@@ -37,14 +39,18 @@ def test_requests_are_those_of_torch() -> None:
 
 @needs_compiler
 def test_places_after_the_last_request_are_empty() -> None:
-    table = NativeRequests.of(RequestConfig(), 3, 30.0, MEAN, STD)(torch.arange(5)).tensors()
+    native_requests = NativeRequests.of(RequestConfig(), 3, 30.0, MEAN, STD)
+    assert native_requests is not None
+    table = native_requests(torch.arange(5)).tensors()
     empty = torch.isinf(table.pop("arrival_s"))
     assert empty[..., -1].all()
     assert all((values[empty] == 0).all() for values in table.values())
 
 
 def test_requests_with_more_are_left_to_torch() -> None:
+    bursty = RequestConfig(bursts=BurstConfig())
+    assert NativeRequests.of(bursty, 3, 30.0, MEAN, STD) is None
     assert knows_requests(RequestConfig())
-    assert not knows_requests(RequestConfig(bursts=BurstConfig()))
+    assert not knows_requests(bursty)
     assert not knows_requests(RequestConfig(acceptance_drift=0.1))
     assert not knows_requests(RequestConfig(output_drift=0.1))

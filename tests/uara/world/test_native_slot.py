@@ -109,6 +109,7 @@ def play_both(plain: World, fast: World, slots: int) -> Iterator[Played]:
         (5, 3, {}),
         (33, 2, {}),
         (16, 1, {}),
+        (60, 3, {}),
         (150, 3, {}),
         (7, 3, {"mode": "server_ar"}),
         (7, 3, {"link": {"interference": "reuse1"}}),
@@ -178,6 +179,20 @@ def test_modulation_steps_are_those_of_torch(make_world: MakeWorld, interference
             off, total = off + int((~same).sum()), total + same.numel()
     # A table has steps: an SINR on the edge of one may fall to either side of it.
     assert off < 1e-4 * total
+
+
+@needs_compiler
+def test_episodes_bring_the_requests_of_torch(make_world: MakeWorld) -> None:
+    plain, fast = (make_world(spread_gains(6, 2), num=3, arrivals_per_s=0.2) for _ in range(2))
+    assert fast.compile()
+    for world in (plain, fast):
+        reset(world, [True, True, True], seed=5)
+        reset(world, [False, True, False], seed=8)
+    arrives = torch.isfinite(plain.requests.arrival_s)
+    assert_same({"arrivals": fast.arrivals}, {"arrivals": plain.arrivals}, "both resets")
+    for name, values in plain.requests.tensors().items():
+        ours = getattr(fast.requests, name)
+        assert_same({name: ours[arrives]}, {name: values[arrives]}, "both resets")
 
 
 @needs_compiler
