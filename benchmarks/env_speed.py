@@ -244,16 +244,8 @@ def show(rows: list[Row], console: Console) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("")
-    for column in (
-        "devices",
-        "servers",
-        "batch",
-        "threads",
-        "env-steps/s",
-        "agent-steps/s",
-        "ratio",
-    ):
+    table.add_column("", no_wrap=True)
+    for column in ("devices", "servers", "batch", "env-steps/s", "agent-steps/s", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -261,7 +253,6 @@ def show(rows: list[Row], console: Console) -> None:
             str(row.devices),
             str(row.servers),
             str(row.batch),
-            str(row.threads),
             f"{row.env_steps_per_s:,.0f}",
             f"{row.agent_steps_per_s:,.0f}",
             "" if row.ratio is None else f"{row.ratio:,.0f}",
