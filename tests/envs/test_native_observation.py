@@ -74,7 +74,7 @@ def test_modulation_steps_are_those_of_torch(recipe: EnvRecipe, interference: st
         same = torch.isclose(ours, theirs, atol=2e-5, rtol=1e-4)
         off, total = off + int((~same).sum()), total + same.numel()
     # A table has steps: an SINR on the edge of one may fall to either side of it.
-    assert off < 1e-3 * total
+    assert off < 2e-3 * total
 
 
 @needs_compiler
