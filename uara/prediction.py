@@ -23,7 +23,6 @@ from torch import Tensor
 
 from uara.network import Decision, NetworkState
 from uara.radio.link import LinkConfig
-from uara.rates import MIN_RATE_BPS as MIN_RATE_BPS  # a name of predictions as well
 from uara.rates import (
     downlink_over_noise_bps,
     downlink_share,

@@ -17,8 +17,9 @@ from torch import Tensor
 from uara.control.objective import request_weight
 from uara.errors import UserError
 from uara.network import Decision, NetworkState
-from uara.prediction import MIN_RATE_BPS, Physics, predict
+from uara.prediction import Physics, predict
 from uara.radio.link import rate_bps
+from uara.rates import MIN_RATE_BPS
 from uara.serving.modes import MODES, ServingMode
 from uara.serving.transfer import kv_transfer_s
 
