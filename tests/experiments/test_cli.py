@@ -213,7 +213,7 @@ def test_schema_is_json_with_a_description_of_every_option(uara: Uara) -> None:
     status, out, _ = uara("schema")
     assert status == 0
     schemas = json.loads(out)
-    assert set(schemas) == {"task", "experiment"}
+    assert set(schemas) == {"task", "experiment", "uara-p1"}
     groups = [schemas["experiment"], *schemas["experiment"]["$defs"].values()]
     options = {name for group in groups for name in group["properties"]}
     # One of each floor, by its name in the YAML.

@@ -20,6 +20,9 @@ from uara.control.p1.uplink import Uplink
 from uara.serving.batching import sum_by_server
 from uara.serving.fluid import equal_shares, square_root_shares
 
+PRICE_TOLERANCE = 1e-8  # of the logarithm of a price; what it costs is of second order
+LEAST_WORTH = 1e-18  # of a share's price, relative to the most that somebody would pay
+
 Allocate = Callable[[Problem, Tensor], Shares]
 AllocatorName = Literal["uniform", "square_root", "exact", "min_max"]
 
@@ -50,7 +53,7 @@ def square_root(problem: Problem, server: Tensor) -> Shares:
     return Shares(uniform_bandwidth(problem, server), best_compute(problem, server))
 
 
-def band_prices(links: Uplink, server: Tensor, num_servers: int, halvings: int = 50) -> Tensor:
+def band_prices(links: Uplink, server: Tensor, num_servers: int) -> Tensor:
     """Find the price of each band at which its devices ask for no more than all of it, (B, E).
 
     The cost of shares is separable and convex, coupled by one sum per server: bisection of the dual
@@ -61,27 +64,26 @@ def band_prices(links: Uplink, server: Tensor, num_servers: int, halvings: int =
         links: of devices to their servers, (B, M).
         server: (B, M) long.
         num_servers: E.
-        halvings: of the logarithm of the price.
 
     Returns:
         0 where a band has room for all that pays.
     """
     ones = torch.ones_like(links.device_time_s)
-    equal = equal_shares(ones, server, num_servers)
-    worth = (-links.slope(equal)).clamp_min(0)
-    top = torch.zeros_like(links.band_hz[:, :1]).expand(-1, num_servers).contiguous()
-    top = top.scatter_reduce(1, server, worth, "amax").clamp_min(1e-300)
+    free = links.best_share(torch.zeros_like(ones))
+    has_room = sum_by_server(free, server, num_servers) <= 1
+    worth = (-links.slope(equal_shares(ones, server, num_servers))).clamp_min(0)
+    top = torch.zeros_like(has_room, dtype=ones.dtype)
     bottom = torch.full_like(top, torch.inf).scatter_reduce(1, server, worth, "amin")
-    low = torch.maximum(torch.minimum(bottom, top), top * 1e-18).log()
+    top = top.scatter_reduce(1, server, worth, "amax").clamp_min(1e-300)
     high = top.log()
-    for _ in range(halvings):
+    low = torch.maximum(torch.minimum(bottom, top), top * LEAST_WORTH).log()
+    low = torch.where(has_room, high, low)
+    while bool((high - low > PRICE_TOLERANCE).any()):
         middle = (low + high) / 2
-        share = links.best_share(middle.exp().gather(1, server))
+        share = links.best_share(middle.exp().gather(1, server), halvings=36)
         too_much = sum_by_server(share, server, num_servers) > 1
         low = torch.where(too_much, middle, low)
         high = torch.where(too_much, high, middle)
-    free = links.best_share(torch.zeros_like(ones))
-    has_room = sum_by_server(free, server, num_servers) <= 1
     return torch.where(has_room, 0.0, high.exp())
 
 

@@ -25,7 +25,7 @@ AssociationRule = Callable[[Problem, AllocatorName, torch.Generator], Tensor]
 EXHAUSTIVE_LIMIT = 200_000  # associations of one network
 CHUNK = 20_000  # of them evaluated at once
 NEAREST = 3  # servers that least_loaded looks at
-RELATIVE_GAIN = 1e-12  # of the cost, below which a change counts as none
+RELATIVE_GAIN = 1e-10  # of the cost, below which a change counts as none
 
 
 def random(problem: Problem, allocator: AllocatorName, generator: torch.Generator) -> Tensor:
@@ -75,7 +75,9 @@ def _max_compute_in_turn(problem: Problem, generator: torch.Generator) -> Tensor
         server.scatter_(1, device.unsqueeze(1), choice)
         row = device[:, None, None].expand(-1, 1, problem.num_servers)
         work = problem.work_s.gather(1, row).squeeze(1) / problem.readings.slot_s
-        taken.scatter_add_(1, choice, torch.ones_like(work) if is_shared else work.gather(1, choice))
+        taken.scatter_add_(
+            1, choice, torch.ones_like(work) if is_shared else work.gather(1, choice)
+        )
     return server
 
 
@@ -134,7 +136,7 @@ def improve(
     Args:
         problem: instances.
         allocator: I is that of its shares; `exact` and `min_max` are searched by `square_root`,
-            and where that misled, the start is kept.
+            and where that raised the I of `exact`, the start is kept.
         start: (B, M) long.
         moves: whether single devices may move.
         sign: -1 to raise I.
@@ -152,7 +154,8 @@ def improve(
             break
         changed = _apply(counting.server, best, devices, problem.num_servers)
         counting = counting.at(torch.where(improves.unsqueeze(1), changed, counting.server))
-    if allocator in ("uniform", "square_root") and problem.readings.interference == "orthogonal":
+    is_priced_truly = allocator != "exact" and problem.readings.interference == "orthogonal"
+    if is_priced_truly or allocator == "min_max":
         return counting.server
     allocate = ALLOCATORS[allocator]
     before, after = (

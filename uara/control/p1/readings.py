@@ -46,12 +46,8 @@ class P1Task(BaseModel):
 
 TASKS = (
     # Draft lengths: the best fixed ones of the paper's Fig. 2 on HumanEval and DailyMail.
-    P1Task(
-        name="code", draft_length=25, acceptance=0.85, prompt_tokens=150, output_tokens=128
-    ),
-    P1Task(
-        name="summary", draft_length=15, acceptance=0.75, prompt_tokens=700, output_tokens=96
-    ),
+    P1Task(name="code", draft_length=25, acceptance=0.85, prompt_tokens=150, output_tokens=128),
+    P1Task(name="summary", draft_length=15, acceptance=0.75, prompt_tokens=700, output_tokens=96),
     P1Task(name="chat", draft_length=15, acceptance=0.65, prompt_tokens=100, output_tokens=128),
 )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,17 +47,22 @@ class Uplink:
 
     def time_and_slope(self, share: Tensor) -> tuple[Tensor, Tensor]:
         """Compute U and -y U'(y), its fall with the logarithm of the share."""
-        width_hz = share * self.band_hz
-        if self.readings.noise == "share":
-            snr = self.snr_hz / width_hz
-            nats = snr.log1p()
-            elasticity = 1 - snr / ((1 + snr) * nats)
-        else:
-            snr = self.snr_hz if self.readings.noise == "printed" else self.snr_hz / self.band_hz
-            nats = snr.log1p()
-            elasticity = torch.ones_like(share)
-        uplink_s = self.payload_bits * LOG_2 / (width_hz * nats)
-        return uplink_s, uplink_s * elasticity
+        if self.readings.noise != "share":
+            uplink_s = self._nats_s / (share * self._whole_band_snr.log1p())
+            return uplink_s, uplink_s
+        snr = self._whole_band_snr / share
+        nats = snr.log1p()
+        uplink_s = self._nats_s / (share * nats)
+        return uplink_s, uplink_s * (1 - snr / ((1 + snr) * nats))
+
+    @cached_property
+    def _nats_s(self) -> Tensor:
+        """Time over the whole band at one nat per second and hertz."""
+        return self.payload_bits * LOG_2 / self.band_hz
+
+    @cached_property
+    def _whole_band_snr(self) -> Tensor:
+        return self.snr_hz if self.readings.noise == "printed" else self.snr_hz / self.band_hz
 
     @property
     def _sync_weight_per_s(self) -> float:
@@ -94,7 +100,7 @@ class Uplink:
                 return share * self.power_w * self.readings.slot_s
         return factor * self.power_w * uplink_s
 
-    @property
+    @cached_property
     def _energy_slopes(self) -> tuple[Tensor, Tensor]:
         """Seconds of cost per second of uplink time, and per unit of share."""
         per_joule = self.readings.energy_weight / self.battery
@@ -113,7 +119,7 @@ class Uplink:
         joules = self.energy_j(share, uplink_s)
         return self.sync_s(uplink_s) + self.readings.energy_weight / self.battery * joules
 
-    @property
+    @cached_property
     def enough_s(self) -> Tensor:
         """Uplink time below which more bandwidth brings nothing."""
         per_second, _ = self._energy_slopes
@@ -138,8 +144,7 @@ class Uplink:
         uplink_s, per_log = self.time_and_slope(share)
         per_second, per_share = self._energy_slopes
         marginal = self._sync_slope(uplink_s) + per_second
-        falls = torch.where(uplink_s > self.enough_s, marginal * per_log / share, 0.0)
-        return per_share - falls
+        return per_share - (uplink_s > self.enough_s) * marginal * per_log / share
 
     def best_share(self, price: Tensor, halvings: int = 50) -> Tensor:
         """Find the share of least convex cost plus price times share, by bisection of its log.
