@@ -44,9 +44,8 @@ class P1Result:
     @property
     def names(self) -> list[tuple[str, str]]:
         """Rows of the grid, the bound last."""
-        return list(dict.fromkeys(cell.row for cell in self.cells if cell.association != BOUND)) + [
-            (BOUND, "any")
-        ]
+        rules = [cell.row for cell in self.cells if cell.association != BOUND]
+        return [*dict.fromkeys(rules), (BOUND, "any")]
 
     def latency(self, row: tuple[str, str], setting: Setting) -> Interval:
         """Average a row's latency over the drops of a setting, in seconds."""

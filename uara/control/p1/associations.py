@@ -2,9 +2,9 @@
 
 Shape legend: B networks, M devices, E servers.
 
-`search` rules price changes of X at equal bands, and at equal or square-root server time as the
-allocator has it. The order of devices and ties between servers follow the gains, so that other names
-for devices or servers change nothing.
+Rules that search price changes of X at equal bands, and at equal or square-root server time as the
+allocator has it. The order of devices and ties between servers follow the gains, so that other
+names for devices or servers change nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from uara.control.p1.allocators import ALLOCATORS, AllocatorName
 from uara.control.p1.counting import Counting
 from uara.control.p1.problem import Problem, at_interference_of, decided_objective
 from uara.errors import UserError
-from uara.serving.batching import sum_by_server
 
 AssociationRule = Callable[[Problem, AllocatorName, torch.Generator], Tensor]
 
 EXHAUSTIVE_LIMIT = 200_000  # associations of one network
 CHUNK = 20_000  # of them evaluated at once
 NEAREST = 3  # servers that least_loaded looks at
-RELATIVE_GAIN = 1e-10  # of the cost, below which a change counts as none
+RELATIVE_GAIN = 1e-13  # of the cost, below which a change counts as none
 
 
 def random(problem: Problem, allocator: AllocatorName, generator: torch.Generator) -> Tensor:
@@ -205,11 +204,6 @@ def exhaustive(problem: Problem, allocator: AllocatorName, generator: torch.Gene
         least = torch.where(better, value, least)
         found = torch.where(better.unsqueeze(1), candidates[index], found)
     return found
-
-
-def load_counts(server: Tensor, num_servers: int) -> Tensor:
-    """Count the devices of each server, (B, E)."""
-    return sum_by_server(torch.ones_like(server, dtype=torch.float64), server, num_servers)
 
 
 ASSOCIATIONS: dict[str, AssociationRule] = {

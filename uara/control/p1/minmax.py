@@ -5,8 +5,8 @@ Shape legend: B networks, M devices, E servers.
 A deadline T can be met on a server if shares y and z exist with u + w / z <= s for each device,
 where s is what T leaves it, u its uplink time and w its work alone. For a price nu of server time
 against bandwidth each device minimises y + nu z by itself. If then both sums are at most 1, T can
-be met; if both are above 1 it cannot (weak duality); else the price has to move. So one loop narrows
-the bracket of T or that of nu in every turn, on all servers at once.
+be met; if both are above 1 it cannot (weak duality); else the price has to move. So one loop
+narrows the bracket of T or that of nu in every turn, on all servers at once.
 """
 
 from __future__ import annotations
