@@ -22,6 +22,8 @@ from experiments.evaluation import METRICS
 from uara.control.allocation import AllocationConfig
 from uara.control.association import ASSOCIATION_RULES
 from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.p1.allocators import ALLOCATORS
+from uara.control.p1.associations import ASSOCIATIONS
 from uara.control.power import POWER_RULES
 from uara.decoding.models import load_pair, load_prompts, shipped_pair
 from uara.decoding.run import RULE_CODES, DecodingConfig, run_decoding
@@ -58,6 +60,14 @@ def test_the_names_of_rules() -> None:
     ]  # fmt: skip
     assert list(BANDWIDTH_RULES) == ["equal", "square_root"]
     assert list(POWER_RULES) == ["full"]
+
+
+def test_the_names_of_problem_p1() -> None:
+    assert list(ASSOCIATIONS) == [
+        "random", "max_sinr", "max_compute", "least_loaded", "greedy", "tma", "tma_moves",
+        "exhaustive",
+    ]  # fmt: skip
+    assert list(ALLOCATORS) == ["uniform", "square_root", "exact", "min_max"]
 
 
 @pytest.mark.parametrize(

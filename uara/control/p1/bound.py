@@ -10,9 +10,9 @@ with a_ij what a pair costs anyway, h_ij(mu) = min_y c_ij(y) + mu y of its uplin
 q_ij = sqrt(w_ij) of its work. Proof: adding mu_j (sum_i y_i - 1) <= 0 for each band separates the
 uplinks; the least time on a server is S^2 = (sum_i q_ij)^2 (the square-root rule), which is at
 least 2 s S - s^2 and so becomes linear; what is left is a choice of a server by each device alone.
-The right side is concave in the prices; they are raised by gradient steps on a smoothed form, and the
-bound is then computed without smoothing, so it holds however good the prices are. Where few devices
-share many servers, each device alone at its best server bounds I better; the larger one counts.
+The right side is concave in the prices; they are raised by gradient steps on a smoothed form, and
+the bound is then computed without smoothing, so it holds however good the prices are. Where few
+devices share many servers, each device alone at its best server bounds I better; the larger counts.
 """
 
 from __future__ import annotations
