@@ -278,8 +278,15 @@ def run_variants(
             for allocator in ("uniform", "exact")
         )
         shares = float(np.mean([100 * (1 - best[s] / equal[s]) for s in equal]))
-        rows = (("tma", "uniform"), ("tma", "exact"), ("tma_moves", "exact"), (BOUND, "any"))
-        variants.append(Variant(name, *(reductions(cells, row) for row in rows), shares))
+        found = Variant(
+            name,
+            matching=reductions(cells, ("tma", "uniform")),
+            both=reductions(cells, ("tma", "exact")),
+            best=reductions(cells, ("tma_moves", "exact")),
+            bound=reductions(cells, (BOUND, "any")),
+            shares=shares,
+        )
+        variants.append(found)
         if progress is not None:
             progress(number + 1, len(names))
     return variants

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.config import PROJECT, kind_of, load_as
 from experiments.p1 import Cell, P1Experiment, reductions
 from experiments.p1_tables import evaluate_p1
+from uara.control.p1.instances import draw_problem, gains_from_bank
+from uara.control.p1.readings import P1Config
 from uara.errors import UserError
+from uara.radio.bank import ChannelBank
 
 PAPER = PROJECT / "experiments" / "papers" / "uara-p1.yaml"
 TINY = [
@@ -71,3 +75,24 @@ def test_mistakes_are_told_in_one_line(override: str, message: str) -> None:
 def test_policies_and_controllers_are_refused() -> None:
     with pytest.raises(UserError, match="--policy and --controller are for tasks"):
         evaluate_p1(PAPER, TINY, controller=["random"])
+
+
+def test_a_bank_of_a_setting_gives_its_gains() -> None:
+    config = load_as(P1Experiment, PAPER, ["drops=2", "channel=bank"]).bank_config((5, 20))
+    assert (config.num_worlds, config.num_slots, config.num_servers) == (2, 1, 20)
+    shape = (2, 1, 5)
+    bank = ChannelBank(
+        gain_db=np.full((*shape, 20), -90, dtype=np.float16),
+        position_m=np.zeros((*shape, 2), dtype=np.float32),
+        velocity_m_s=np.zeros((*shape, 2), dtype=np.float32),
+        is_los=np.ones((*shape, 20), dtype=np.bool_),
+        site_position_m=np.zeros((20, 2), dtype=np.float32),
+        config=config,
+        sionna_version="none",
+        build_s=0.0,
+    )
+    gain = gains_from_bank(bank)
+    assert gain.shape == (2, 5, 20)
+    assert float(gain[0, 0, 0]) == pytest.approx(1e-9)
+    with pytest.raises(UserError, match=r"gain has shape \(2, 5, 20\)"):
+        draw_problem(P1Config(), 2, 5, 8, torch.Generator(), gain)

@@ -45,8 +45,10 @@ def _draw_curves(ax: Axes, label: str, lines: Mapping[str, Curve]) -> None:
     *rules, bound = lines
     for name in (*rules, bound):
         x, y = zip(*lines[name], strict=True)
-        style = {"color": "black", "linestyle": "--"} if name == bound else {"marker": "o"}
-        ax.plot(x, y, label=name, markersize=3, **{"color": colours[name], **style})
+        if name == bound:
+            ax.plot(x, y, "--", color="black", label=name)
+        else:
+            ax.plot(x, y, "o-", color=colours[name], label=name, markersize=3)
     ax.set_yscale("log")
     ax.set_xlabel(label)
     ax.grid(alpha=0.3, which="both")
@@ -57,7 +59,7 @@ def _draw_readings(
     ax: Axes, bars: Mapping[str, tuple[float, float, float]], paper_percent: tuple[float, float]
 ) -> None:
     names = ("tma, exact shares", "tma_moves, exact shares", "bound")
-    for place, values in enumerate(reversed(bars.values())):
+    for place, values in enumerate(reversed(list(bars.values()))):
         for value, marker, colour, label in zip(
             values, ("o", "s", "|"), (LINES[0], BEST_RULE, "black"), names, strict=True
         ):
@@ -67,8 +69,8 @@ def _draw_readings(
             )  # fmt: skip
     low, high = paper_percent
     ax.axvspan(low, high, color="#56B4E9", alpha=0.3, label="printed: mean to largest")
-    ax.set_yticks(range(len(bars)), list(reversed(bars)), fontsize=8)
+    ax.set_yticks(range(len(bars)), list(reversed(list(bars))), fontsize=8)
     ax.set_xlabel("per cent below the mean of the three baselines")
     ax.grid(alpha=0.3, axis="x")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

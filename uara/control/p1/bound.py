@@ -78,7 +78,7 @@ def lower_bound(problem: Problem) -> Tensor:
         cost = uplink_s + problem.queue_s.unsqueeze(1) + 2 * server[:, None] * problem.work_s.sqrt()
         soft = -smoothing * (-cost / smoothing[..., None]).logsumexp(-1)
         value = soft.sum(1) - (band + server.square()).sum(1)
-        (-value / typical[:, 0]).sum().backward()  # type: ignore[no-untyped-call]
+        (-value / typical[:, 0]).sum().backward()
         with torch.no_grad():
             hard = cost.amin(-1).sum(1) - (band + server.square()).sum(1)
             better = hard > best_value

@@ -53,7 +53,8 @@ class Problem:
 
     def select(self, rows: Tensor) -> Problem:
         """Take networks by index (K,) long, with repetition allowed."""
-        return replace(self, **{k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)})
+        chosen = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Problem(readings=self.readings, **chosen)
 
     def for_latency(self) -> Problem:
         """Read the same instances so that I is the sum of their latencies."""

@@ -38,8 +38,9 @@ class Uplink:
     @classmethod
     def of(cls, readings: P1Config, **tensors: Tensor) -> Uplink:
         """Broadcast tensors to one shape."""
-        shaped = torch.broadcast_tensors(*tensors.values())
-        return cls(readings, **dict(zip(tensors, shaped, strict=True)))
+        shapes = (values.shape for values in tensors.values())
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        return cls(readings, **{name: values.expand(shape) for name, values in tensors.items()})
 
     def time_s(self, share: Tensor) -> Tensor:
         """Compute U = d / (y W log2(1 + SNR)) (eq 5)."""
