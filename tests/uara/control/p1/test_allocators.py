@@ -147,6 +147,7 @@ def test_min_max_is_no_worse_than_a_general_solver(draw: Draw, latency: str) -> 
             lambda v: v[-1],
             start,
             method="SLSQP",
+            bounds=[(-16.0, 0.0)] * (2 * DEVICES) + [(0.0, None)],
             constraints={"type": "ineq", "fun": slack},
             options={"maxiter": 100, "ftol": 1e-10},
         )
