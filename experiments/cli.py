@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.config import (
     ExperimentConfig,
     TaskConfig,
+    kind_of,
     load_any,
     load_experiment,
     one_line,
@@ -230,12 +231,22 @@ def evaluate(
     csv: Annotated[Path | None, typer.Option(help="write the table to this CSV")] = None,
     json_file: Json = None,
 ) -> None:
-    """Play controllers and policies on the frozen episodes of a task."""
+    """Play controllers and policies on the frozen episodes of a task, or paper 1's problem."""
     from experiments.comparison import compare
     from experiments.evaluation import load_bank
     from experiments.tables import evaluation_table, write_csv
     from uara.figures.results import draw_latency_bars
 
+    if kind_of(config) == "uara-p1":
+        from experiments.p1_tables import evaluate_p1
+
+        with Bar("settings and readings") as bar:
+            p1 = evaluate_p1(
+                config, overrides, policy, controller, csv=csv, figure=figure, progress=bar
+            )
+        console.print(*p1.tables())
+        save_json(json_file, "evaluate", p1.config.model_dump(mode="json"), [*p1.rows()])
+        return
     task = load_any(config, overrides)
     with Bar("worlds") as bar:
         bank = load_bank(task, progress=bar)
@@ -338,11 +349,14 @@ def quickstart(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of task, experiment and plan files: every option is described."""
+    """Print the JSON schema of task, experiment and paper files: every option is described."""
+    from experiments.p1 import P1Experiment
+
     schemas = {
         "task": TaskConfig.model_json_schema(),
         "experiment": ExperimentConfig.model_json_schema(),
         "plan": PlanTask.model_json_schema(),
+        "uara-p1": P1Experiment.model_json_schema(),
     }
     typer.echo(json.dumps(schemas, indent=1))
 

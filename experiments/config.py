@@ -202,6 +202,25 @@ def load_any(path: Path | str, overrides: list[str] | None = None) -> TaskConfig
     return load_task(path, overrides)
 
 
+def kind_of(path: Path | str) -> str | None:
+    """Read which kind of file it is, where it says so; tasks and experiments do not.
+
+    Raises:
+        UserError: for a missing file.
+    """
+    kind = _read_yaml(Path(path)).get("kind")
+    return kind if isinstance(kind, str) else None
+
+
+def load_as(model: type[Model], path: Path | str, overrides: list[str] | None = None) -> Model:
+    """Read a file of a kind of its own and apply `k=v` overrides.
+
+    Raises:
+        UserError: for a missing file, a wrong key or a value that is not allowed.
+    """
+    return _validate(model, _override(_read_yaml(Path(path)), overrides or []), Path(path))
+
+
 def from_overrides(model: type[Model], overrides: list[str]) -> Model:
     """Make a config from its defaults and `k=v` overrides.
 

@@ -26,6 +26,8 @@ from uara.control.bandwidth import BANDWIDTH_RULES
 from uara.control.compute_share import COMPUTE_RULES
 from uara.control.controllers import CONTROLLERS
 from uara.control.mode import BEST, FIXED_MODES
+from uara.control.p1.allocators import ALLOCATORS
+from uara.control.p1.associations import ASSOCIATIONS
 from uara.control.plan.baselines import BASELINES
 from uara.control.plan.model_cost import MODELS
 from uara.control.power import POWER_RULES
@@ -93,6 +95,14 @@ def test_the_names_of_the_planner() -> None:
         "max_sorted", "heuristic", "fixed_length", "decoding_in_batches", "decoding_at_once",
     ]  # fmt: skip
     assert list(MODELS) == ["68m", "1.1b", "7b", "13b"]
+
+
+def test_the_names_of_problem_p1() -> None:
+    assert list(ASSOCIATIONS) == [
+        "random", "max_sinr", "max_compute", "least_loaded", "greedy", "tma", "tma_moves",
+        "exhaustive",
+    ]  # fmt: skip
+    assert list(ALLOCATORS) == ["uniform", "square_root", "exact", "min_max"]
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_schema_is_json_with_a_description_of_every_option(uara: Uara) -> None:
     status, out, _ = uara("schema")
     assert status == 0
     schemas = json.loads(out)
-    assert set(schemas) == {"task", "experiment", "plan"}
+    assert set(schemas) == {"task", "experiment", "plan", "uara-p1"}
     groups = [
         group
         for name in ("experiment", "plan")
