@@ -25,8 +25,9 @@ from envs.observation import Observation, schema
 from uara.errors import UserError
 from uara.native import load_library, pointers
 from uara.network import NetworkState
-from uara.prediction import MIN_RATE_BPS, Physics
+from uara.prediction import Physics
 from uara.radio.native_link import LinkConstants, NativeLink
+from uara.rates import MIN_RATE_BPS
 from uara.serving.modes import MODES
 from uara.world.native_slot import MODES_IN_C, knows_physics
 

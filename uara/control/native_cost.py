@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 from uara.control.allocation import Allocator
 from uara.native import load_library, pointers
 from uara.network import NetworkState
-from uara.prediction import MIN_RATE_BPS, Physics
+from uara.prediction import Physics
 from uara.radio.link import spectral_efficiency
+from uara.rates import MIN_RATE_BPS
 from uara.serving.modes import MODES
 from uara.serving.modes.sd import geometric_tokens
 

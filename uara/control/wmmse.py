@@ -15,7 +15,8 @@ from uara.control.noise_density import LN2
 from uara.control.request_work import request_work
 from uara.control.uplink_conditions import uplink_activity
 from uara.network import Decision, NetworkState
-from uara.prediction import MIN_RATE_BPS, Physics
+from uara.prediction import Physics
+from uara.rates import MIN_RATE_BPS
 from uara.serving.batching import sum_by_server
 
 STRIDE = 4.0  # by which a step changes a power at most
