@@ -229,9 +229,14 @@ def evaluate(
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="draw latency bars to this PNG")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table to this CSV")] = None,
+    by_part: Annotated[
+        bool, typer.Option("--by-part", help="change one part at a time: what is each worth?")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, with --by-part")] = 1,
     json_file: Json = None,
 ) -> None:
     """Play controllers and policies on the frozen episodes of a task, or paper 1's problem."""
+    from experiments.by_part import by_part_table, play_by_part
     from experiments.comparison import compare
     from experiments.evaluation import load_bank
     from experiments.tables import evaluation_table, write_csv
@@ -250,10 +255,17 @@ def evaluate(
     task = load_any(config, overrides)
     with Bar("worlds") as bar:
         bank = load_bank(task, progress=bar)
-    rules = controller or list(task.evaluation.controllers)
     with Bar("controllers") as bar:
-        rows = compare(task, bank, rules, policy or [], progress=bar)
-    console.print(evaluation_table(rows, task.name))
+        if by_part:
+            if controller or policy or figure:
+                raise UserError(
+                    "--by-part has rules of its own and no figure; give it --jobs alone"
+                )
+            rows = play_by_part(task, jobs, progress=bar)
+        else:
+            rules = controller or list(task.evaluation.controllers)
+            rows = compare(task, bank, rules, policy or [], progress=bar)
+    console.print((by_part_table if by_part else evaluation_table)(rows, task.name))
     if csv is not None:
         write_csv(csv, rows)
     if figure is not None:

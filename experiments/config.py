@@ -218,7 +218,7 @@ def load_as(model: type[Model], path: Path | str, overrides: list[str] | None = 
     Raises:
         UserError: for a missing file, a wrong key or a value that is not allowed.
     """
-    return _validate(model, _override(_read_yaml(Path(path)), overrides or []), Path(path))
+    return from_options(model, read_options(path, overrides), path)
 
 
 def from_overrides(model: type[Model], overrides: list[str]) -> Model:

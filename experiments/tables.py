@@ -82,8 +82,8 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         table.add_row(
             row["controller"],
             row["observes"],
-            _interval(e2e),
-            _interval(paired, sign="+") if paired else "-",
+            show_interval(e2e),
+            show_interval(paired, sign="+") if paired else "-",
             f"{row['ttft_s']['mean']:.2f}",
             f"{1e3 * row['tpot_s']['mean']:.0f}",
             f"{row['device_energy_j']['mean']:.1f}",
@@ -118,7 +118,8 @@ def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
     return table
 
 
-def _interval(cell: Mapping[str, Any], sign: str = "") -> str:
+def show_interval(cell: Mapping[str, Any], sign: str = "") -> str:
+    """Write a mean with its 95 % interval."""
     low, high = cell["ci95"]
     return f"{cell['mean']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 

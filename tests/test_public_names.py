@@ -183,7 +183,7 @@ COMMANDS = {
     ],
     "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
     "diagnose": ["--episodes", "--figure", "--foresight", "--json"],
-    "evaluate": ["--controller", "--csv", "--figure", "--json", "--policy"],
+    "evaluate": ["--by-part", "--controller", "--csv", "--figure", "--jobs", "--json", "--policy"],
     "pair calibrate": [
         "--draft",
         "--json",

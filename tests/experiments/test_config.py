@@ -21,7 +21,11 @@ from experiments.config import (
 )
 from uara.errors import UserError
 
-FILES = sorted((PROJECT / "experiments").rglob("*.yaml"))
+FILES = sorted(
+    path
+    for path in (PROJECT / "experiments").rglob("*.yaml")
+    if path.parent.name != "papers"  # of kinds of their own, tested where these are
+)
 
 
 def models() -> list[type[BaseModel]]:

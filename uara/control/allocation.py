@@ -126,15 +126,19 @@ class Allocator:
 
     @cached_property
     def served(self) -> Physics:
-        """The physics in the mode that the rules decide for."""
-        mode = self.config.mode
-        return self.physics if mode == "task" else in_mode(self.physics, mode)
+        """The physics in the mode that the rules decide for; the task's where one is searched."""
+        return in_mode(self.physics, self.config.mode) if self.sets_mode else self.physics
+
+    @property
+    def sets_mode(self) -> bool:
+        """Whether all devices get one mode that is not the task's."""
+        return self.config.mode not in ("task", BEST, self.physics.config.mode)
 
     def quick(self, state: NetworkState, server: Tensor) -> Decision:
         """Allocate with the draft length taken as given; cheap enough for inner loops.
 
-        Powers that are iterated count as full, compute shares as undecided, and a mode that is to
-        be chosen is left to the prediction (`auto`).
+        Powers that are iterated count as full, compute shares as undecided, and modes that are to
+        be chosen as the task's.
         """
         rule, longest = self.config.draft_length, self.physics.config.max_draft_length
         search = min(self.config.search_length, longest)
@@ -176,11 +180,9 @@ class Allocator:
         self, state: NetworkState, server: Tensor, length: Tensor, power: PowerName
     ) -> Decision:
         """Set bandwidth and power, which the length shapes, and a mode that all share."""
-        name = self.config.mode
         mode = None
-        if name != "task":
-            index = MODE_INDEX["auto" if name == BEST else name]
-            mode = torch.full_like(server, index)
+        if self.sets_mode:
+            mode = torch.full_like(server, MODE_INDEX[self.config.mode])
         decision = Decision(
             server=server,
             bandwidth_hz=BANDWIDTH_RULES[self.config.bandwidth](state, server, length, self.served),

@@ -56,6 +56,7 @@ def knows(state: NetworkState, allocator: Allocator) -> bool:
         and physics.link.adaptation == "shannon"
         and rules.bandwidth in ("equal", "square_root")
         and rules.power == "full"
+        and not allocator.sets_mode
         and state.gain.dtype == torch.float32
         and state.gain.device.type == "cpu"
     )

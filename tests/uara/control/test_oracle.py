@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.control.association import ASSOCIATION_RULES
+from uara.control.bandwidth import BANDWIDTH_RULES
 from uara.control.objective import total_remaining_s
 from uara.control.oracle import Associations, OneSlotOracle
 from uara.errors import UserError
@@ -21,8 +22,11 @@ from uara.prediction import Physics, PhysicsConfig, predict
 MakeState = Callable[..., NetworkState]
 
 
-def rules_are_never_better(state: NetworkState, physics: Physics, seed: int) -> None:
-    oracle = OneSlotOracle(AllocationConfig(), physics)
+def rules_are_never_better(
+    state: NetworkState, physics: Physics, seed: int, splits: Iterable[str]
+) -> None:
+    allocations = [AllocationConfig.model_validate({"bandwidth": split}) for split in splits]
+    oracle = OneSlotOracle(AllocationConfig(), physics, allocations)
     least = oracle.search(state).total_remaining_s
     for rule, config in itertools.product(ASSOCIATION_RULES.values(), oracle.allocations):
         for length in ("argmin", 0, 3):
@@ -32,21 +36,23 @@ def rules_are_never_better(state: NetworkState, physics: Physics, seed: int) -> 
             assert (least <= value * (1 + 1e-5)).all()
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 3))
 def test_no_rule_is_below_the_oracle(
     make_state: MakeState, physics: Physics, seed: int, devices: int, servers: int
 ) -> None:
-    rules_are_never_better(make_state(3, devices, servers, seed=seed), physics, seed)
+    state = make_state(3, devices, servers, seed=seed)
+    rules_are_never_better(state, physics, seed, ("square_root", "equal"))
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
-@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 4), st.booleans())
+@settings(max_examples=12)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3), st.booleans())
 def test_no_rule_is_ever_below_the_oracle(
     make_state: MakeState, physics: Physics, seed: int, devices: int, servers: int, fresh: bool
 ) -> None:
-    rules_are_never_better(make_state(3, devices, servers, seed=seed, fresh=fresh), physics, seed)
+    state = make_state(3, devices, servers, seed=seed, fresh=fresh)
+    rules_are_never_better(state, physics, seed, BANDWIDTH_RULES)
 
 
 def test_the_value_is_that_of_the_decision(make_state: MakeState, physics: Physics) -> None:
