@@ -35,7 +35,7 @@ CHOICES = {
 TOGETHER = (
     "greedy_latency+square_root+full+argmin+sd",
     "completion_greedy+square_root+full+argmin+sd",
-    "greedy_latency+least_sum+full+argmin+sd",
+    "tma_moves+square_root+full+argmin+sd",
     "greedy_latency+square_root+full+argmin+best_mode",
 )
 
