@@ -2,7 +2,7 @@
 
 Shape legend: I devices with a request, E servers, N loads (1 to I users), G draft lengths. One
 network, float64. The proof that sums of these costs bound the prediction stands in
-`docs/control_oracle.md`; its symbols are given here in brackets.
+`docs/control.md`; its symbols are given here in brackets.
 """
 
 from __future__ import annotations

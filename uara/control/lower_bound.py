@@ -5,7 +5,7 @@ Shape legend: B networks, M devices, I of them with a request, E servers, N load
 The program chooses a server for each device and a load n for each server; a device pays c(i, j, n)
 for being one of n users of server j (`uara.control.load_costs`). Every decision is such a choice
 and is predicted to cost at least as much, so the least cost of the relaxation bounds them all. The
-proof stands in `docs/control_oracle.md`.
+proof stands in `docs/control.md`.
 """
 
 from __future__ import annotations
