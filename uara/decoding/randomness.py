@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -82,7 +82,7 @@ class Draws:
 
     def in_epoch(self, epoch: int) -> Draws:
         """Return the choices of another epoch, with the same ledger."""
-        return Draws(self.seed, epoch, self.ledger)
+        return replace(self, epoch=epoch)
 
     def uniform(self, purpose: Purpose, position: int, index: int = 0) -> float:
         """Compute the number in [0, 1) of this key, a multiple of 2^-53."""
