@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.pair.acceptance import (
+    RATES,
     acceptance_rates,
     coupled_overlap,
     held_out_prompts,
@@ -309,7 +310,7 @@ def test_all_stages_give_a_pair_that_loads(
     pair = load_pair(out / "draft", out / "target")
     table = json.loads((out / "acceptance.json").read_text())
     assert pair.context_tokens == 320
-    assert set(table["rules"]) == {"greedy", "maxc", "maxc_top32"}
+    assert set(table["rules"]) == set(RATES)
     assert {prompt.task for prompt in load_prompts(out / "prompts.jsonl")} == set(TEXT_TASKS)
     assert (out / "card.md").read_text().startswith("# uara-stdlib")
     with pytest.raises(UserError, match="another config"):
