@@ -17,7 +17,7 @@ from experiments.evaluation import (
 )
 from experiments.pair.acceptance import measure_acceptance
 from uara.control.registry import make_controller, read_name
-from uara.decoding.exactness import GreedyCheck
+from uara.decoding.exactness import ExactCheck
 from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
 from uara.decoding.records import write_jsonl
 from uara.decoding.refusals import check_supported
@@ -108,7 +108,7 @@ def decode_with(
     target: Source | None = None,
     prompts: Path = SHIPPED_PROMPTS,
     progress: Progress | None = None,
-) -> tuple[list[DecodeRow], GreedyCheck]:
+) -> tuple[list[DecodeRow], ExactCheck]:
     """Drive real runs with a policy and rules; write records and a timeline per controller.
 
     The greedy check runs with the first controller: the policy where there is one.

@@ -142,8 +142,8 @@ def test_the_names_of_decoding() -> None:
     assert list(inspect.signature(shipped_pair).parameters) == ["dtype"]
     assert list(inspect.signature(load_prompts).parameters) == ["path"]
     assert sorted(DecodingConfig.model_fields) == [
-        "drain_slots", "read_token_s", "sample_top_k", "sample_top_p", "seed", "tail_draws",
-        "temperature",
+        "check_draws", "drain_slots", "read_token_s", "sample_top_k", "sample_top_p", "seed",
+        "tail_draws", "temperature",
     ]  # fmt: skip
 
 

@@ -32,8 +32,9 @@ from uara.decoding.protocol import (
     decode,
     encode,
 )
-from uara.decoding.randomness import Draws
+from uara.decoding.randomness import Draws, Ledger
 from uara.decoding.records import Recorder, RequestRecord
+from uara.decoding.rules import Outcome
 from uara.decoding.scenario import (
     DeviceProfile,
     ForeignArrival,
@@ -63,6 +64,7 @@ class KernelSettings:
         tokenizer_hash: sent with every request.
         session_seed: gives a session's seed.
         drain_slots: the run is stopped so many slots after the last arrival.
+        checks_draws: whether a draw that decides twice stops the run.
     """
 
     slot_s: float
@@ -72,6 +74,11 @@ class KernelSettings:
     prefill_chunk_tokens: int = 512
     tokenizer_hash: int = 0
     drain_slots: int = 4000
+    checks_draws: bool = True
+
+    def draws(self, seed: int) -> Draws:
+        """Make the draws of one end of a session."""
+        return Draws(seed, ledger=Ledger(self.checks_draws))
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class VirtualKernel:
         self._count = 0
         self._draws: dict[int, Draws] = {}
         form = settings.contract
-        self._format = Format(form.rule, target.vocab_size, form.top_k)
+        self._format = Format(form.rule, target.vocab_size, form.top_k, form.probability_bits)
         self._unfinished = len(requests)
         last_arrival_s = max((request.arrival_s for request in requests), default=0.0)
         self._last_slot = math.ceil(last_arrival_s / settings.slot_s) + settings.drain_slots
@@ -172,6 +179,8 @@ class VirtualKernel:
             assert self._events, "requests are unfinished but nothing will happen"
             self.now, _, action = heapq.heappop(self._events)
             action()
+        for node in self.devices:
+            self._count_draws(node)
         self.recorder.cap(self.now)
         return self.recorder
 
@@ -231,9 +240,7 @@ class VirtualKernel:
         assert self.plan is not None, "a start needs a plan"
         self.recorder.requests[request.sid].start_s = self.now
         seed = self.settings.session_seed(request.sid)
-        node.drafter = Drafter(
-            self.draft_model, contract.rule, contract.sampling, contract.top_k, Draws(seed)
-        )
+        node.drafter = Drafter(self.draft_model, contract, self.settings.draws(seed))
         unread = request.prompt_tokens - len(request.text)
         node.unread_tokens = unread
         draft_length = int(self.plan.draft_length[index])
@@ -255,6 +262,8 @@ class VirtualKernel:
             top_p=contract.sampling.top_p,
             eos=request.eos,
             prompt=(0,) * unread + request.text,
+            probability_bits=contract.probability_bits,
+            is_lossy=contract.is_lossy,
         )
         self._step_device(index, dev.Start(opening, draft_length))
 
@@ -308,8 +317,17 @@ class VirtualKernel:
         self.recorder.commit(request.sid, effect.tokens, self.now)
         record = self.recorder.requests[request.sid]
         record.refusal, record.finish_s = effect.refusal, self.now
+        self._count_draws(node)
         node.request, node.drafter = None, None
         self._unfinished -= 1
+
+    def _count_draws(self, node: DeviceNode) -> None:
+        """Note how many random choices both ends have made for a device's request."""
+        if node.request is None or node.drafter is None:
+            return
+        sid = node.request.sid
+        ends = [node.drafter.draws, *([self._draws[sid]] if sid in self._draws else [])]
+        self.recorder.requests[sid].draws = sum(end.ledger.count for end in ends)
 
     # Frames
 
@@ -416,7 +434,7 @@ class VirtualKernel:
                     self._at(self.now, partial(self._step_server, index, done))
                 case srv.OpenCache():
                     # One ledger follows the session from server to server.
-                    draws = self._draws.setdefault(effect.sid, Draws(effect.seed))
+                    draws = self._draws.setdefault(effect.sid, self.settings.draws(effect.seed))
                     node.verifier.open(effect.sid, effect.contract, draws)
                 case srv.CloseCache():
                     node.verifier.close(effect.sid)
@@ -434,6 +452,8 @@ class VirtualKernel:
     def _forward(self, index: int, forward: Forward) -> None:
         node = self.servers[index]
         outcomes = tuple(node.verifier.forward(forward.works)) if forward.works else ()
+        if self.settings.contract.is_lossy:
+            self._measure_loss(node, forward, outcomes)
         duration = node.profile.forward(
             float(forward.rows), float(forward.new_tokens), float(forward.context_tokens)
         )
@@ -449,3 +469,16 @@ class VirtualKernel:
                 record.work = "prefill" if is_first else "decode"
                 record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
         self._at(end, partial(self._step_server, index, srv.ForwardDone(outcomes)))
+
+    def _measure_loss(
+        self, node: ServerNode, forward: Forward, outcomes: tuple[Outcome | None, ...]
+    ) -> None:
+        """Note what a cut residual loses, which takes both ends' rows and so neither end knows."""
+        for work, outcome in zip(forward.works, outcomes, strict=True):
+            if outcome is None or outcome.accepted >= len(work.tokens):
+                continue
+            request = self.recorder.requests[work.sid]
+            drafter = self.devices[request.device].drafter
+            assert drafter is not None, "a draft has a drafter"
+            law = drafter.law_at(len(work.context) + outcome.accepted)
+            request.lost_residuals.append(node.verifier.lost_residual(work.sid, law))

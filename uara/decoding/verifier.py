@@ -9,42 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from uara.decoding.contract import Contract as Contract  # a name of verifiers as well
 from uara.decoding.kv import Cache, Feed, SequenceModel
-from uara.decoding.protocol import RuleCode
-from uara.decoding.randomness import Draws, Purpose
-from uara.decoding.rules import (
-    Floats,
-    Outcome,
-    Pairs,
-    Sampling,
-    SplitRule,
-    draw_tails,
-    top_pairs,
-    verify,
-    warp,
-)
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What both ends agreed on for one session.
-
-    Attributes:
-        rule: what goes up with a draft.
-        sampling: of the target, and of the draft except under `ids`.
-        top_k: pairs of a row on the wire.
-        tail_draws: target draws that go with a rejection under `id_prob`.
-    """
-
-    rule: RuleCode
-    sampling: Sampling
-    top_k: int
-    tail_draws: int
-
-    @property
-    def split(self) -> SplitRule | None:
-        """Whether, and with how much of the row, the device draws after a rejection."""
-        return SplitRule(self.top_k, self.tail_draws) if self.rule is RuleCode.ID_PROB else None
+from uara.decoding.randomness import Draws
+from uara.decoding.rules import Floats, Outcome, Pairs, draw_tails, top_pairs, warp
 
 
 @dataclass(frozen=True)
@@ -115,11 +83,17 @@ class Verifier:
             return None
         choice = session.draws.in_epoch(work.epoch)
         if not work.tokens:
-            return Outcome(0, choice.pick(Purpose.TARGET, base, rows[-1]))
-        outcome = verify(rows, work.tokens, work.rows, contract.split, base, choice)
+            return Outcome(0, contract.draw_target(rows[-1], base, choice))
+        outcome = contract.verify(rows, work.tokens, work.rows, base, choice)
         session.cache.roll_back(base + outcome.accepted)
         session.rejected_row = rows[outcome.accepted] if outcome.token is None else None
         return outcome
+
+    def lost_residual(self, sid: int, draft_law: Floats) -> float:
+        """Compute the share of the last residual that a lossy session leaves out."""
+        session = self._sessions[sid]
+        assert session.rejected_row is not None, f"session {sid} has no rejection to measure"
+        return session.contract.lost_residual(session.rejected_row, draft_law)
 
     def more_tails(self, sid: int, position: int, drawn: int, epoch: int) -> Pairs:
         """Draw further tail tokens at the rejected position, after `drawn` were refused."""
