@@ -88,6 +88,7 @@ def rounds_per_s(mode: str, *, keeps_rounds: bool, requests: int = 40) -> tuple[
         mode=mode,
         window=2,
         keeps_rounds=keeps_rounds,
+        checks_draws=False,
     )
     rate = np.array([1e8])
     plan = SlotPlan(np.zeros(1, np.int64), np.array([DRAFT_LENGTH]), rate, rate)

@@ -40,18 +40,18 @@ from uara.native import compiler
 from uara.world.world import World
 
 SIZES = ((8, 3), (30, 4), (30, 13), (60, 8), (120, 13), (180, 20))
-PAIRS = 60_000  # of all networks together, so that sizes are compared at like batches
+PAIRS = 120_000  # of all networks together, so that sizes are compared at like batches
 STEPS = 120
 
 # Stage, holder of the function, its name. A stage inside another is taken off the outer one.
 STAGES: tuple[tuple[str, Any, str], ...] = (
-    ("decision", envs.batched, "to_decision"),
-    ("decision", NativeDecider, "__call__"),
+    ("decide", envs.batched, "to_decision"),
+    ("decide", NativeDecider, "__call__"),
     ("slot", World, "step"),
-    ("prediction", uara.world.world, "predict"),
+    ("predict", uara.world.world, "predict"),
     ("state", World, "state"),
-    ("observation", envs.batched, "observe"),
-    ("observation", NativeObserver, "__call__"),
+    ("observe", envs.batched, "observe"),
+    ("observe", NativeObserver, "__call__"),
     ("reset", World, "reset"),
 )
 NAMES = tuple(dict.fromkeys(stage for stage, _, _ in STAGES))
@@ -117,18 +117,25 @@ def measure(devices: int, servers: int, native: bool) -> Row:
     return Row(devices, servers, batch, native, speed, peak_mib, share | rest)
 
 
-def show(rows: list[Row], console: Console) -> None:
-    """Print the table."""
-    table = Table(title=f"Where a step's time goes, per cent; {THREADS} thread")
-    for name in ("devices", "servers", "batch", "code", "env-steps/s", "peak MiB"):
-        table.add_column(name, justify="right")
-    for name in (*NAMES, "other"):
-        table.add_column(name, justify="right")
+def show(rows: list[Row], native: bool, console: Console) -> None:
+    """Print the table of compiled code or of torch."""
+    code = "native" if native else "torch"
+    table = Table(
+        title=f"Where a step's time goes, per cent; {code}, {THREADS} thread",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for head in ("M x E", "batch", "steps/s", "MiB", *NAMES, "other"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        code = "native" if row.native else "torch"
-        sizes = (str(row.devices), str(row.servers), str(row.batch), code)
-        shares = (f"{100 * part:.0f}" for part in row.share.values())
-        table.add_row(*sizes, f"{row.env_steps_per_s:,.0f}", f"{row.peak_mib:,.0f}", *shares)
+        if row.native == native:
+            table.add_row(
+                f"{row.devices} x {row.servers}",
+                str(row.batch),
+                f"{row.env_steps_per_s:,.0f}",
+                f"{row.peak_mib:,.0f}",
+                *(f"{100 * part:.0f}" for part in row.share.values()),
+            )
     console.print(table)
 
 
@@ -139,14 +146,14 @@ def main(
     figure: Annotated[Path | None, typer.Option(help="draw the growth into this PNG")] = None,
 ) -> None:
     """Split the time of a step into stages at six sizes; show how time and memory grow."""
-    rows = []
+    rows, console = [], Console()
     context = multiprocessing.get_context("spawn")
     for native in (True, False) if compiler() else (False,):
         for devices, servers in SIZES:
             # One process per size: a peak of memory never falls again.
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 rows.append(pool.submit(measure, devices, servers, native).result())
-    show(rows, Console())
+        show(rows, native, console)
     if json_file is not None:
         write_json(json_file, {"rows": [asdict(row) for row in rows]})
     if figure is not None:

@@ -5,7 +5,7 @@ Shape legend: B networks, M devices, E servers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.control.association import ASSOCIATION_RULES, keep_or
 from uara.control.bandwidth import BANDWIDTH_RULES, split_band
-from uara.control.draft_length import argmin, fixed
-from uara.control.power import POWER_RULES
+from uara.control.draft_length import argmin, fixed, log_threshold
+from uara.control.power import POWER_RULES, PowerConfig
 from uara.errors import UserError
 from uara.network import Decision, NetworkState
 from uara.prediction import Physics
@@ -39,12 +39,22 @@ class ControlConfig(BaseModel):
         description="whether a learned association may move a running request; rules decide "
         "for themselves",
     )
-    bandwidth: Literal["learned", "equal", "square_root"] = Field(
-        "square_root", description="split of a server's band among its devices"
+    bandwidth: Literal[
+        "learned",
+        "equal",
+        "demand",
+        "square_root",
+        "least_sum",
+        "equal_finish",
+        "goodput",
+        "proportional_fair",
+    ] = Field("square_root", description="split of a server's band among its devices")
+    power: Literal["learned", "full", "open_loop", "min_energy_deadline", "wmmse"] = Field(
+        "full", description="transmit power"
     )
-    power: Literal["learned", "full"] = Field("full", description="transmit power")
-    draft_length: int | Literal["learned", "argmin"] = Field(
-        "argmin", description="learned, least predicted time per token, or a fixed length"
+    draft_length: int | Literal["learned", "argmin", "log_threshold"] = Field(
+        "argmin",
+        description="learned, least predicted time per token, its closed form, or a fixed length",
     )
     search_length: int = Field(
         4, gt=0, description="length that rules assume where another length is not known yet"
@@ -82,6 +92,7 @@ class ControlConfig(BaseModel):
         default = AllocationConfig()
         return AllocationConfig(
             bandwidth=default.bandwidth if self.bandwidth == "learned" else self.bandwidth,
+            power=default.power if self.power == "learned" else self.power,
             draft_length=(
                 default.draft_length if self.draft_length == "learned" else self.draft_length
             ),
@@ -132,27 +143,21 @@ def to_decision(
     """
     check_heads(action, control)
     server = _server(action, state, control, physics, generator)
-    if control.draft_length == "argmin":
+    if control.draft_length in ("argmin", "log_threshold"):
         length = fixed(state, min(control.search_length, physics.config.max_draft_length))
     elif action.draft_length is not None:
         length = action.draft_length.clamp(0, physics.config.max_draft_length)
     else:
         length = fixed(state, int(control.draft_length))
-    decision = Decision(
-        server=server,
-        bandwidth_hz=_bandwidth_hz(action, state, control, physics, server, length),
-        power_w=_power_w(action, state, control),
-        draft_length=length,
-    )
-    if control.draft_length != "argmin":
-        return decision
-    length = argmin(state, decision, physics)
-    return Decision(
-        server=server,
-        bandwidth_hz=_bandwidth_hz(action, state, control, physics, server, length),
-        power_w=decision.power_w,
-        draft_length=length,
-    )
+    if control.draft_length in ("argmin", "log_threshold"):
+        # Searched at full power where powers are iterated, as controllers do.
+        quick = (
+            control.model_copy(update={"power": "full"}) if control.power == "wmmse" else control
+        )
+        decision = _with_length(action, state, quick, physics, server, length)
+        search = argmin if control.draft_length == "argmin" else log_threshold
+        length = search(state, decision, physics)
+    return _with_length(action, state, control, physics, server, length)
 
 
 def check_heads(action: Action, control: ControlConfig) -> None:
@@ -198,6 +203,22 @@ def _server(
     return ASSOCIATION_RULES[control.association](state, allocator, generator)
 
 
+def _with_length(
+    action: Action,
+    state: NetworkState,
+    control: ControlConfig,
+    physics: Physics,
+    server: Tensor,
+    length: Tensor,
+) -> Decision:
+    """Complete servers and lengths by bandwidth and power."""
+    bandwidth_hz = _bandwidth_hz(action, state, control, physics, server, length)
+    decision = Decision(server, bandwidth_hz, state.power_max_w, length)
+    if control.power == "full":
+        return decision
+    return replace(decision, power_w=_power_w(action, state, control, physics, decision))
+
+
 def _bandwidth_hz(
     action: Action,
     state: NetworkState,
@@ -214,8 +235,14 @@ def _bandwidth_hz(
     return split_band(weight, state, server)
 
 
-def _power_w(action: Action, state: NetworkState, control: ControlConfig) -> Tensor:
+def _power_w(
+    action: Action,
+    state: NetworkState,
+    control: ControlConfig,
+    physics: Physics,
+    decision: Decision,
+) -> Tensor:
     """Set the transmit power, (B, M) watt."""
     if action.power is None:
-        return POWER_RULES[control.power](state)
+        return POWER_RULES[control.power](state, decision, physics, PowerConfig())
     return action.power.to(state.gain.dtype).clamp(0, 1) * state.power_max_w

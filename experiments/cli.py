@@ -17,11 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.config import (
     ExperimentConfig,
     TaskConfig,
+    kind_of,
     load_any,
     load_experiment,
     one_line,
 )
+from experiments.plan import PlanTask
+from experiments.plan_command import plan
 from experiments.runs import provenance, write_json
+from experiments.tune_command import tune
 from uara.errors import UserError
 
 app = typer.Typer(
@@ -34,6 +38,8 @@ channels = typer.Typer(help="Channel banks.", no_args_is_help=True)
 pair = typer.Typer(help="Draft/target pairs of language models.", no_args_is_help=True)
 app.add_typer(channels, name="channels")
 app.add_typer(pair, name="pair")
+app.command()(plan)
+app.command()(tune)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 Config = Annotated[Path, typer.Argument(help="config file (YAML)")]
@@ -149,11 +155,15 @@ def diagnose(
     overrides: Overrides = None,
     episodes: Annotated[int, typer.Option(min=8, help="episodes per figure")] = 128,
     figure: Annotated[Path | None, typer.Option(help="draw it all into this PNG")] = None,
+    foresight: Annotated[
+        bool, typer.Option("--foresight", help="also measure what look-ahead is worth (slow)")
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Say whether a scenario is worth learning: modes, spreads, radio and compute, loads."""
     from experiments.diagnose import diagnose as run
     from experiments.evaluation import load_bank
+    from experiments.foresight import measure_foresight
     from experiments.tables import diagnosis_table, mode_table, time_table
     from uara.figures.diagnosis import draw_diagnosis
 
@@ -180,6 +190,11 @@ def diagnose(
         {"kind": "share of time", **result.time_use.share},
         {"kind": "verdict", "text": result.verdict},
     ]
+    if foresight:
+        with Bar("look-ahead") as bar:
+            worth = measure_foresight(config, bank, episodes=min(episodes, 32), progress=bar)
+        console.print(worth.words())
+        rows.append({"kind": "foresight", **worth.as_json()})
     save_json(json_file, "diagnose", config.model_dump(mode="json"), rows)
 
 
@@ -209,24 +224,48 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     policy: Annotated[list[Path] | None, typer.Option(help="trained policy; repeatable")] = None,
-    controller: Annotated[list[str] | None, typer.Option(help="rule; repeatable")] = None,
+    controller: Annotated[
+        list[str] | None, typer.Option(help="rule, or rules joined by +; repeatable")
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="draw latency bars to this PNG")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table to this CSV")] = None,
+    by_part: Annotated[
+        bool, typer.Option("--by-part", help="change one part at a time: what is each worth?")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, with --by-part")] = 1,
     json_file: Json = None,
 ) -> None:
-    """Play controllers and policies on the frozen episodes of a task."""
+    """Play controllers and policies on the frozen episodes of a task, or paper 1's problem."""
+    from experiments.by_part import by_part_table, play_by_part
     from experiments.comparison import compare
     from experiments.evaluation import load_bank
     from experiments.tables import evaluation_table, write_csv
     from uara.figures.results import draw_latency_bars
 
+    if kind_of(config) == "uara-p1":
+        from experiments.p1_tables import evaluate_p1
+
+        with Bar("settings and readings") as bar:
+            p1 = evaluate_p1(
+                config, overrides, policy, controller, csv=csv, figure=figure, progress=bar
+            )
+        console.print(*p1.tables())
+        save_json(json_file, "evaluate", p1.config.model_dump(mode="json"), [*p1.rows()])
+        return
     task = load_any(config, overrides)
     with Bar("worlds") as bar:
         bank = load_bank(task, progress=bar)
-    rules = controller or list(task.evaluation.controllers)
     with Bar("controllers") as bar:
-        rows = compare(task, bank, rules, policy or [], progress=bar)
-    console.print(evaluation_table(rows, task.name))
+        if by_part:
+            if controller or policy or figure:
+                raise UserError(
+                    "--by-part has rules of its own and no figure; give it --jobs alone"
+                )
+            rows = play_by_part(task, jobs, progress=bar)
+        else:
+            rules = controller or list(task.evaluation.controllers)
+            rows = compare(task, bank, rules, policy or [], progress=bar)
+    console.print((by_part_table if by_part else evaluation_table)(rows, task.name))
     if csv is not None:
         write_csv(csv, rows)
     if figure is not None:
@@ -239,7 +278,9 @@ def decode(
     config: Config,
     overrides: Overrides = None,
     policy: Annotated[Path | None, typer.Option(help="trained policy")] = None,
-    controller: Annotated[list[str] | None, typer.Option(help="rule; repeatable")] = None,
+    controller: Annotated[
+        list[str] | None, typer.Option(help="rule, or rules joined by +; repeatable")
+    ] = None,
     draft: DraftModel = None,
     target: TargetModel = None,
     records: Annotated[Path, typer.Option(help="folder of records and timeline")] = Path(
@@ -320,10 +361,14 @@ def quickstart(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of task and experiment files: every option with its description."""
+    """Print the JSON schema of task, experiment and paper files: every option is described."""
+    from experiments.p1 import P1Experiment
+
     schemas = {
         "task": TaskConfig.model_json_schema(),
         "experiment": ExperimentConfig.model_json_schema(),
+        "plan": PlanTask.model_json_schema(),
+        "uara-p1": P1Experiment.model_json_schema(),
     }
     typer.echo(json.dumps(schemas, indent=1))
 

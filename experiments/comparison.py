@@ -16,8 +16,8 @@ from experiments.evaluation import (
     load_bank,
 )
 from experiments.pair.acceptance import measure_acceptance
-from uara.control.rules import RuleController
-from uara.decoding.exactness import GreedyCheck
+from uara.control.registry import make_controller, read_name
+from uara.decoding.exactness import ExactCheck
 from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
 from uara.decoding.records import write_jsonl
 from uara.decoding.refusals import check_supported
@@ -37,9 +37,10 @@ REFERENCE = "greedy_latency"
 TIMELINE_S = 20.0  # length of the part of a run that its picture shows, from its first round
 
 
-def rule_controller(name: str, task: TaskConfig) -> RuleController:
-    """Make a rule with the task's closed forms."""
-    return RuleController(name, task.allocation, Physics.of(task.physics))
+def rule_controller(name: str, task: TaskConfig) -> Controller:
+    """Make the controller of a name, e.g. greedy_latency+equal_finish, on the task's rules."""
+    physics = Physics.of(task.physics)
+    return make_controller(name, task.allocation, physics, task.controllers)
 
 
 def play_all(
@@ -107,7 +108,7 @@ def decode_with(
     target: Source | None = None,
     prompts: Path = SHIPPED_PROMPTS,
     progress: Progress | None = None,
-) -> tuple[list[DecodeRow], GreedyCheck]:
+) -> tuple[list[DecodeRow], ExactCheck]:
     """Drive real runs with a policy and rules; write records and a timeline per controller.
 
     The greedy check runs with the first controller: the policy where there is one.
@@ -131,6 +132,8 @@ def decode_with(
     controllers: list[Controller] = [load_policy(policy, physics)] if policy else []
     names = task.decode.controllers if rules is None else rules
     controllers += [rule_controller(name, task) for name in names]
+    for name in names:
+        _check_mode(name, task)
     if not controllers:
         raise UserError("no controller was given; name one with --controller or give --policy")
     pair = open_pair(draft, target)
@@ -158,6 +161,16 @@ def decode_with(
     if progress is not None:
         progress(len(controllers) + 1, len(controllers) + 1)
     return rows, check
+
+
+def _check_mode(name: str, task: TaskConfig) -> None:
+    """Refuse a controller that sets the serving mode, which real runs take from the task."""
+    mode = read_name(name, task.allocation)[1].mode
+    if mode != "task":
+        raise UserError(
+            f"controller '{name}' sets mode {mode}, but real runs are served in physics.mode "
+            f"({task.physics.mode}); drop the mode from the controller"
+        )
 
 
 def calibrate(

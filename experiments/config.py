@@ -30,6 +30,7 @@ from envs.action import ControlConfig
 from envs.batched import RewardConfig
 from envs.observation import ObservationConfig
 from uara.control.allocation import AllocationConfig
+from uara.control.controllers import ControllersConfig
 from uara.errors import UserError
 from uara.prediction import PhysicsConfig
 from uara.radio.bank import BankConfig
@@ -51,7 +52,8 @@ class EvaluationConfig(BaseModel):
     seed: int = Field(2026, ge=0, description="key of the episodes' requests")
     controllers: tuple[str, ...] = Field(
         ("random", "max_sinr", "max_compute", "least_loaded", "greedy_latency"),
-        description="rows beside the policies",
+        description="rows beside the policies: who chooses the servers, and rules for the rest "
+        "joined by '+', e.g. greedy_latency+equal_finish+wmmse",
     )
     deadline_s: float = Field(30.0, gt=0, description="goodput counts requests answered within it")
 
@@ -87,10 +89,19 @@ class TaskConfig(BaseModel):
         "shipped", description="`shipped`, or the path of an acceptance table (JSON)"
     )
     allocation: AllocationConfig = Field(
-        AllocationConfig(), description="closed forms that every rule controller uses"
+        AllocationConfig(),
+        description="rules that a controller uses where its name leaves them open",
+    )
+    controllers: ControllersConfig = Field(
+        ControllersConfig(),
+        description="parameters of controllers, or the path of a file that `uara tune` wrote",
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="frozen episodes")
     decode: DecodeConfig = Field(DecodeConfig(), description="real draft/verify runs")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return dump_without_defaults(self, dump, ("controllers",))
 
     @model_validator(mode="after")
     def _check_agreement(self) -> TaskConfig:
@@ -158,7 +169,8 @@ def load_task(path: Path | str, overrides: list[str] | None = None) -> TaskConfi
     Raises:
         UserError: for a missing file, a wrong key or a value that is not allowed.
     """
-    return _validate(TaskConfig, _override(_read_yaml(Path(path)), overrides or []), Path(path))
+    raw = _override(_read_yaml(Path(path)), overrides or [])
+    return _validate(TaskConfig, _read_controllers(raw, Path(path)), Path(path))
 
 
 def load_experiment(path: Path | str, overrides: list[str] | None = None) -> ExperimentConfig:
@@ -176,7 +188,10 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
         )
     if isinstance(raw["task"], str):
         raw["task"] = _read_yaml(path.parent / raw["task"])
-    return _validate(ExperimentConfig, _override(raw, overrides or []), path)
+    raw = _override(raw, overrides or [])
+    if isinstance(raw["task"], dict):
+        _read_controllers(raw["task"], path)
+    return _validate(ExperimentConfig, raw, path)
 
 
 def load_any(path: Path | str, overrides: list[str] | None = None) -> TaskConfig:
@@ -187,6 +202,25 @@ def load_any(path: Path | str, overrides: list[str] | None = None) -> TaskConfig
     return load_task(path, overrides)
 
 
+def kind_of(path: Path | str) -> str | None:
+    """Read which kind of file it is, where it says so; tasks and experiments do not.
+
+    Raises:
+        UserError: for a missing file.
+    """
+    kind = _read_yaml(Path(path)).get("kind")
+    return kind if isinstance(kind, str) else None
+
+
+def load_as(model: type[Model], path: Path | str, overrides: list[str] | None = None) -> Model:
+    """Read a file of a kind of its own and apply `k=v` overrides.
+
+    Raises:
+        UserError: for a missing file, a wrong key or a value that is not allowed.
+    """
+    return from_options(model, read_options(path, overrides), path)
+
+
 def from_overrides(model: type[Model], overrides: list[str]) -> Model:
     """Make a config from its defaults and `k=v` overrides.
 
@@ -194,6 +228,24 @@ def from_overrides(model: type[Model], overrides: list[str]) -> Model:
         UserError: for a wrong key or a value that is not allowed.
     """
     return _validate(model, _override({}, overrides), Path("options"))
+
+
+def read_options(path: Path | str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read a file of options and apply `k=v` overrides, without looking at what they are.
+
+    Raises:
+        UserError: for a missing file, a file without options or a wrong override.
+    """
+    return _override(_read_yaml(Path(path)), overrides or [])
+
+
+def from_options(model: type[Model], raw: dict[str, Any], path: Path | str) -> Model:
+    """Make a config from options that were read from a file.
+
+    Raises:
+        UserError: for a wrong key or a value that is not allowed.
+    """
+    return _validate(model, raw, Path(path))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -206,6 +258,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of options; see `uara schema`")
     return raw
+
+
+def _read_controllers(task: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Put in the parameters of controllers where a task names their file.
+
+    A file is looked for beside the config and then in the working directory.
+    """
+    name = task.get("controllers")
+    if isinstance(name, str):
+        beside = path.parent / name
+        task["controllers"] = _read_yaml(beside if beside.is_file() else Path(name))
+    return task
 
 
 def _override(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

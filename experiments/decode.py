@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from experiments.config import TaskConfig
-from uara.decoding.exactness import GreedyCheck, check_greedy_exact
+from uara.decoding.exactness import ExactCheck, check_greedy_exact
 from uara.decoding.kv import TransformerModel
 from uara.decoding.models import ModelPair, Prompt
 from uara.decoding.requests import make_requests
@@ -159,7 +159,7 @@ class DecodeSetup:
             acceptance_by_task=self._acceptance_by_task(result),
         )
 
-    def check_greedy(self, controller: Controller) -> GreedyCheck:
+    def check_greedy(self, controller: Controller) -> ExactCheck:
         """Run greedily and compare every answer with the target model's own greedy output."""
         result = self.run(controller, temperature=0.0).result
         target = TransformerModel(self.pair.target, self.pair.vocab_size)

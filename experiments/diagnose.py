@@ -11,7 +11,7 @@ from experiments.evaluation import EpisodeRows, View, evaluate_controller
 from experiments.latency_parts import TimeUse, measure_time_use
 from uara.control.allocation import AllocationConfig
 from uara.control.rules import RuleController
-from uara.network import Controller, Decision, NetworkState
+from uara.network import Controller, Decision, NetworkState, SlotOutcome
 from uara.prediction import Physics
 from uara.radio.bank import ChannelBank, Progress, Split
 from uara.serving.modes import MODES
@@ -41,14 +41,16 @@ class OneServer:
         self._server = server
 
     def reset(self, mask: torch.Tensor, generator: torch.Generator) -> None:
-        """Remember nothing."""
+        """Reset the rules for the rest."""
+        self._rules.reset(mask, generator)
 
     def decide(self, state: NetworkState) -> Decision:
         """Choose the server for everybody."""
-        return self._rules.allocator(state, torch.full_like(state.server, self._server))
+        return self._rules.complete(state, torch.full_like(state.server, self._server))
 
-    def observe(self, outcome: object) -> None:
-        """Ignore the outcome."""
+    def observe(self, outcome: SlotOutcome) -> None:
+        """Let the rules for the rest learn from it."""
+        self._rules.observe(outcome)
 
 
 def equal_gains(state: NetworkState) -> NetworkState:
@@ -265,5 +267,5 @@ def verdict(findings: list[Finding]) -> str:
         parts.append("speculation does not pay, so draft lengths are no question")
     if overloaded:
         parts.append(f"outside its range: {', '.join(overloaded)}")
-    parts.append("whether foresight pays (rule 7) is not measured here")
+    parts.append("whether foresight pays (rule 7) is what --foresight measures")
     return "; ".join(parts) + "."

@@ -14,11 +14,11 @@ from typing import Annotated
 
 import numpy as np
 import typer
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
+from experiments.config import load_as
 from uara.decoding.bernoulli import bernoulli_pair
 from uara.decoding.kernel import KernelSettings, VirtualKernel
 from uara.decoding.nodes import Jitter
@@ -329,13 +329,7 @@ def load(path: Path) -> PicoSpecConfig:
     Raises:
         UserError: if the file is missing or an entry is not allowed.
     """
-    if not path.is_file():
-        raise UserError(f"config {path} does not exist; give {CONFIG.name} or a copy of it")
-    try:
-        return PicoSpecConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no config of this reproduction: {reason}") from error
+    return load_as(PicoSpecConfig, path)
 
 
 def cell_table(rows: list[CellRow], fitted: Fit) -> Table:

@@ -13,11 +13,17 @@ HEADER = (
     "| controller | observes | E2E (s) | minus greedy (s) | TTFT (s) | TPOT (ms) | J/request |",
     "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
 )
+PART_HEADER = (
+    "| part | rule | E2E (s) | minus start (s) | per cent | TTFT (s) | TPOT (ms) | J/request |",
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def markdown_table(path: Path) -> str:
     """Turn a results CSV into a Markdown table, rows in the order of the file.
+
+    A file with a column `part` is of rules changed one at a time; others are of controllers.
 
     Raises:
         UserError: if the file is missing or lacks a column of the table.
@@ -26,13 +32,14 @@ def markdown_table(path: Path) -> str:
         raise UserError(f"results {path} do not exist; make them with `uara results`")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    is_by_part = bool(rows) and "part" in rows[0]
     try:
-        lines = [_line(row) for row in rows]
+        lines = [(_part_line if is_by_part else _line)(row) for row in rows]
     except KeyError as error:
         raise UserError(
             f"results {path} lack the column {error}; make them again with `uara results`"
         ) from error
-    return "\n".join((*HEADER, *lines)) + "\n"
+    return "\n".join((*(PART_HEADER if is_by_part else HEADER), *lines)) + "\n"
 
 
 def fill_tables(text: str, folder: Path) -> str:
@@ -54,6 +61,21 @@ def _line(row: Mapping[str, str]) -> str:
         row["observes"],
         _interval(row, "e2e_latency_s"),
         _interval(row, "e2e_minus_reference_s", sign="+"),
+        f"{float(row['ttft_s']):.2f}",
+        f"{1e3 * float(row['tpot_s']):.0f}",
+        f"{float(row['device_energy_j']):.1f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _part_line(row: Mapping[str, str]) -> str:
+    mean, paired = float(row["e2e_latency_s"]), float(row["e2e_minus_reference_s"])
+    cells = (
+        row["part"],
+        row["rule"],
+        f"{mean:.2f}",
+        _interval(row, "e2e_minus_reference_s", sign="+"),
+        f"{100 * paired / (mean - paired):+.1f}",
         f"{float(row['ttft_s']):.2f}",
         f"{1e3 * float(row['tpot_s']):.0f}",
         f"{float(row['device_energy_j']):.1f}",

@@ -72,8 +72,8 @@ def fit_table(fits: Mapping[str, Mapping[str, float]]) -> Table:
 def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Show evaluation rows: E2E with its interval, paired difference, the other means."""
     table = Table(title=f"{title}: frozen episodes, mean [95 % interval]")
-    for name in ("controller", "observes"):
-        table.add_column(name)
+    table.add_column("controller", overflow="fold")
+    table.add_column("observes")
     for name in ("E2E (s)", "minus greedy (s)", "TTFT (s)", "TPOT (ms)", "J/req", "kbit/token",
                  "moves/req", "us/decision"):  # fmt: skip
         table.add_column(name, justify="right")
@@ -82,8 +82,8 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         table.add_row(
             row["controller"],
             row["observes"],
-            _interval(e2e),
-            _interval(paired, sign="+") if paired else "-",
+            show_interval(e2e),
+            show_interval(paired, sign="+") if paired else "-",
             f"{row['ttft_s']['mean']:.2f}",
             f"{1e3 * row['tpot_s']['mean']:.0f}",
             f"{row['device_energy_j']['mean']:.1f}",
@@ -97,7 +97,7 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
     """Show the real runs: latency, block efficiency, acceptance, bytes, measured over predicted."""
     table = Table(title=f"{title}: real draft/verify runs under the virtual clock")
-    table.add_column("controller")
+    table.add_column("controller", overflow="fold")
     for name in ("E2E (s)", "TTFT (s)", "TPOT (ms)", "tau", "alpha", "up B/token",
                  "down B/token", "TPOT / predicted", "alpha per task"):  # fmt: skip
         table.add_column(name, justify="right")
@@ -118,7 +118,8 @@ def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
     return table
 
 
-def _interval(cell: Mapping[str, Any], sign: str = "") -> str:
+def show_interval(cell: Mapping[str, Any], sign: str = "") -> str:
+    """Write a mean with its 95 % interval."""
     low, high = cell["ci95"]
     return f"{cell['mean']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 

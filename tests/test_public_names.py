@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +23,15 @@ from experiments.evaluation import METRICS
 from uara.control.allocation import AllocationConfig
 from uara.control.association import ASSOCIATION_RULES
 from uara.control.bandwidth import BANDWIDTH_RULES
+from uara.control.compute_share import COMPUTE_RULES
+from uara.control.controllers import CONTROLLERS
+from uara.control.mode import BEST, FIXED_MODES
+from uara.control.p1.allocators import ALLOCATORS
+from uara.control.p1.associations import ASSOCIATIONS
+from uara.control.plan.baselines import BASELINES
+from uara.control.plan.model_cost import MODELS
 from uara.control.power import POWER_RULES
+from uara.control.registry import RULES
 from uara.decoding.models import load_pair, load_prompts, shipped_pair
 from uara.decoding.run import RULE_CODES, DecodingConfig, run_decoding
 from uara.errors import UserError
@@ -54,17 +63,62 @@ def test_the_names_of_learners() -> None:
 
 def test_the_names_of_rules() -> None:
     assert list(ASSOCIATION_RULES) == [
-        "random", "max_sinr", "max_compute", "least_loaded", "greedy_latency",
+        "random", "max_sinr", "max_compute", "least_loaded", "greedy_latency", "max_gain",
+        "bias_cre", "max_compute_share", "max_rate_share", "gs_quota", "hungarian", "tma",
+        "tma_moves", "best_response", "exhaustive", "sticky_max_gain", "sticky_max_rate_share",
+        "sticky_greedy_latency",
     ]  # fmt: skip
-    assert list(BANDWIDTH_RULES) == ["equal", "square_root"]
-    assert list(POWER_RULES) == ["full"]
+    assert list(BANDWIDTH_RULES) == [
+        "equal", "demand", "square_root", "least_sum", "equal_finish", "goodput",
+        "proportional_fair", "joint_min_max",
+    ]  # fmt: skip
+    assert list(POWER_RULES) == ["full", "open_loop", "min_energy_deadline", "wmmse"]
+    assert RULES["draft_length"] == ("argmin", "log_threshold", "ucb")
+    assert RULES["mode"] == ("sd", "server_ar", "device_only", "psd", "async", "best_mode")
+    assert list(COMPUTE_RULES) == [
+        "equal_compute", "square_root_compute", "proportional_compute", "joint_min_max",
+    ]  # fmt: skip
+
+
+def test_only_the_joint_rule_is_of_two_kinds() -> None:
+    names = [
+        *ASSOCIATION_RULES,
+        *CONTROLLERS,
+        *(name for rules in RULES.values() for name in rules),
+    ]
+    assert {name for name in names if names.count(name) > 1} == {"joint_min_max"}
+
+
+def test_the_names_of_the_planner() -> None:
+    assert list(BASELINES) == [
+        "uniform_bandwidth", "no_pipeline", "series_of_the_plan", "no_batching", "static", "max",
+        "max_sorted", "heuristic", "fixed_length", "decoding_in_batches", "decoding_at_once",
+    ]  # fmt: skip
+    assert list(MODELS) == ["68m", "1.1b", "7b", "13b"]
+
+
+def test_the_names_of_problem_p1() -> None:
+    assert list(ASSOCIATIONS) == [
+        "random", "max_sinr", "max_compute", "least_loaded", "greedy", "tma", "tma_moves",
+        "exhaustive",
+    ]  # fmt: skip
+    assert list(ALLOCATORS) == ["uniform", "square_root", "exact", "min_max"]
 
 
 @pytest.mark.parametrize(
-    ("field", "registry"), [("bandwidth", BANDWIDTH_RULES), ("power", POWER_RULES)]
+    ("field", "registry", "more"),
+    [
+        ("bandwidth", BANDWIDTH_RULES, set()),
+        ("power", POWER_RULES, set()),
+        ("compute_share", COMPUTE_RULES, {"undecided"}),
+        ("mode", (*FIXED_MODES, BEST), {"task"}),
+    ],
 )
-def test_a_config_allows_what_its_registry_holds(field: str, registry: dict[str, object]) -> None:
-    assert set(get_args(AllocationConfig.model_fields[field].annotation)) == set(registry)
+def test_a_config_allows_what_its_registry_holds(
+    field: str, registry: Iterable[str], more: set[str]
+) -> None:
+    allowed = set(get_args(AllocationConfig.model_fields[field].annotation))
+    assert allowed == set(registry) | more
 
 
 def test_the_names_of_serving() -> None:
@@ -88,8 +142,8 @@ def test_the_names_of_decoding() -> None:
     assert list(inspect.signature(shipped_pair).parameters) == ["dtype"]
     assert list(inspect.signature(load_prompts).parameters) == ["path"]
     assert sorted(DecodingConfig.model_fields) == [
-        "drain_slots", "fallback", "read_token_s", "sample_top_k", "sample_top_p", "seed",
-        "tail_draws", "temperature",
+        "check_draws", "drain_slots", "fallback", "read_token_s", "sample_top_k", "sample_top_p",
+        "seed", "tail_draws", "temperature",
     ]  # fmt: skip
 
 
@@ -128,8 +182,8 @@ COMMANDS = {
         "--workers",
     ],
     "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
-    "diagnose": ["--episodes", "--figure", "--json"],
-    "evaluate": ["--controller", "--csv", "--figure", "--json", "--policy"],
+    "diagnose": ["--episodes", "--figure", "--foresight", "--json"],
+    "evaluate": ["--by-part", "--controller", "--csv", "--figure", "--jobs", "--json", "--policy"],
     "pair calibrate": [
         "--draft",
         "--json",
@@ -141,11 +195,21 @@ COMMANDS = {
         "--times-only",
     ],
     "pair train": ["--out"],
+    "plan": ["--drops", "--gantt", "--json"],
     "quickstart": ["--folder", "--json", "--seed"],
     "results": ["--seeds", "--workers"],
     "schema": [],
     "sweep": ["--override", "--seeds", "--workers"],
     "train": ["--resume", "--run"],
+    "tune": [
+        "--controller",
+        "--episodes",
+        "--fresh",
+        "--json",
+        "--out",
+        "--seed",
+        "--trials",
+    ],
 }
 
 

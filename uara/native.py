@@ -52,9 +52,10 @@ def load_library(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(shared))
 
 
-def pointers(tensors: tuple[Tensor, ...]) -> ctypes.Array[ctypes.c_void_p]:
-    """List where contiguous tensors begin: a C struct of pointers in the same order."""
-    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+def pointers(tensors: tuple[Tensor | None, ...]) -> ctypes.Array[ctypes.c_void_p]:
+    """List where contiguous tensors begin: a C struct of pointers in the same order; None: NULL."""
+    found = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return (ctypes.c_void_p * len(found))(*found)
 
 
 def _run(*command: str) -> None:

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from uara.network import Decision, NetworkState
 from uara.radio.link import LinkConfig
-from uara.rates import MIN_RATE_BPS as MIN_RATE_BPS  # a name of predictions as well
 from uara.rates import (
     downlink_over_noise_bps,
     downlink_share,
@@ -58,7 +57,18 @@ class PhysicsConfig(BaseModel):
     vocab_size: int = Field(
         32_000, gt=1, description="vocabulary of the priced pair (Llama-2: 32,000 tokens)"
     )
+    ids_rule: Literal["greedy", "onehot", "gumbel"] = Field(
+        "greedy", description="acceptance rule of codec `ids`; the last two sample"
+    )
     top_k: int = Field(32, gt=0, description="entries of a probability row on the wire")
+    probability_bits: Literal[32, 16, 8] = Field(
+        32, description="of a drafted token's probability under `id_prob`; fewer are rounded up"
+    )
+    lossy: bool = Field(
+        False,
+        description="under `id_prob`, cut the residual to the Top-K: the output is not the "
+        "target's any more, by a bias that records state",
+    )
     frame_overhead_bytes: int = Field(40, ge=0, description="TCP/IP headers per frame")
     mode: Literal["sd", "server_ar", "device_only", "psd", "async", "auto"] = Field(
         "sd",
@@ -79,7 +89,9 @@ class PhysicsConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return dump_without_defaults(self, dump, ("window", "service"))
+        return dump_without_defaults(
+            self, dump, ("window", "service", "ids_rule", "probability_bits", "lossy")
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,9 @@ class Physics:
             vocab_size=config.vocab_size,
             top_k=config.top_k,
             frame_overhead_bytes=config.frame_overhead_bytes,
+            ids_rule=config.ids_rule,
+            probability_bits=config.probability_bits,
+            lossy=config.lossy,
         )
         return cls(config, codec)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from transformers import PreTrainedModel
 
 from experiments.pair.corpus import TEXT_TASKS, Document
 from uara.decoding.models import ModelPair, Prompt
+from uara.decoding.rules import round_up
 from uara.errors import UserError
 
 FORMAT_VERSION = 1
-RULES = ("greedy", "maxc", "maxc_top32")
 WORLD_TASKS = ("chat", "summarise", "code", "photo")
 # A text-only pair sees no photo: a question on one is answered as text, so it takes chat's rates.
 PHOTO_STANDS_FOR = "chat"
@@ -131,28 +132,24 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
 
 
 @torch.no_grad()
-def overlap_rates(
+def acceptance_rates(
     pair: ModelPair,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
     temperature: float,
-    *,
-    top: int | None = None,
-) -> list[Tensor]:
+    rules: Sequence[str],
+) -> dict[str, list[Tensor]]:
     """Return the chance that each token of the target's texts would have been accepted.
-
-    Under max coupling a drafted token passes with probability `sum_v min(p(v), q(v))`, whatever
-    stood before it (Leviathan et al. 2023, Theorem 3.5). At temperature 0 both laws are one-hot.
 
     Args:
         pair: Draft and target.
         prompts: Token ids of B prompts.
         texts: Token ids of B continuations.
         temperature: Serving temperature; 0 compares the likeliest tokens.
-        top: Entries to which the draft's law is cut and renormalised before the draw; None: all.
+        rules: Names in `RATES`.
 
     Returns:
-        For each prompt, rates in [0, 1], shape (tokens of its continuation,).
+        For each rule and prompt, rates in [0, 1], shape (tokens of its continuation,).
     """
     rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -160,16 +157,84 @@ def overlap_rates(
         ids[index, : len(row)] = torch.tensor(row)
     target_law = _law(pair.target(input_ids=ids, use_cache=False).logits, temperature)
     draft_law = _law(pair.draft(input_ids=ids, use_cache=False).logits, temperature)
-    if top is not None and top < draft_law.shape[-1]:
-        kept = draft_law.topk(top, dim=-1)
-        draft_law = torch.zeros_like(draft_law).scatter(-1, kept.indices, kept.values)
-        draft_law = draft_law / draft_law.sum(-1, keepdim=True)
-    rates = torch.minimum(target_law, draft_law).sum(-1)  # (B, L)
-    # The law at a position is that of the next token, hence the shift by one.
-    return [
-        rates[index, len(prompt) - 1 : len(prompt) - 1 + len(text)]
-        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
-    ]
+    found: dict[str, list[Tensor]] = {}
+    for rule in rules:
+        rates = RATES[rule](target_law, draft_law)  # (B, L)
+        # The law at a position is that of the next token, hence the shift by one.
+        found[rule] = [
+            rates[index, len(prompt) - 1 : len(prompt) - 1 + len(text)]
+            for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        ]
+    return found
+
+
+def overlap(target: Tensor, draft: Tensor, *, top: int | None = None) -> Tensor:
+    """Compute the acceptance under max coupling, sum over v of min(p(v), q(v)).
+
+    It does not depend on what stood before (Leviathan et al. 2023, Theorem 3.5).
+
+    Args:
+        target: Laws p, shape (..., V).
+        draft: Laws q, same shape.
+        top: Entries to which q is cut and renormalised before the draw; None: all.
+
+    Returns:
+        Rates, shape (...).
+    """
+    if top is not None and top < draft.shape[-1]:
+        kept = draft.topk(top, dim=-1)
+        draft = torch.zeros_like(draft).scatter(-1, kept.indices, kept.values)
+        draft = draft / draft.sum(-1, keepdim=True)
+    return torch.minimum(target, draft).sum(-1)
+
+
+def rounded_overlap(target: Tensor, draft: Tensor) -> Tensor:
+    """Compute the acceptance where q is sent in 8 bits: sum over v of q(v) min(1, p(v) / q^(v))."""
+    sent = torch.from_numpy(round_up(draft.double().numpy(), 8))
+    passed = draft * torch.where(sent > target, target / sent.clamp_min(1e-38), 1.0)
+    return passed.sum(-1)
+
+
+def likeliest_kept(target: Tensor, draft: Tensor) -> Tensor:
+    """Compute the acceptance under ONEHOT, p of the draft's likeliest token; shapes as above."""
+    return target.gather(-1, draft.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def coupled_overlap(target: Tensor, draft: Tensor) -> Tensor:
+    """Compute the chance that both laws' races under the same noise have one winner (GUMBEL).
+
+    Token x wins both with probability 1 / sum over v of max(p(v) / p(x), q(v) / q(x)) (Daliri et
+    al., arXiv 2408.07978). The larger of the two is the first exactly for v with
+    p(v) / q(v) >= p(x) / q(x), so sorting by that ratio makes two running sums of the denominator.
+
+    Args:
+        target: Laws p, shape (..., V).
+        draft: Laws q, same shape.
+
+    Returns:
+        Rates, shape (...).
+    """
+    p, q = target.double(), draft.double()
+    order = (p / q).nan_to_num(0.0, posinf=math.inf).argsort(-1)
+    p, q = p.gather(-1, order), q.gather(-1, order)
+    q_before = q.cumsum(-1) - q
+    p_from = p.flip(-1).cumsum(-1).flip(-1)
+    both = (p > 0) & (q > 0)
+    safe_p, safe_q = p.where(both, torch.ones_like(p)), q.where(both, torch.ones_like(q))
+    wins = 1 / (p_from / safe_p + q_before / safe_q)
+    return wins.where(both, torch.zeros_like(wins)).sum(-1)
+
+
+Rates = Callable[[Tensor, Tensor], Tensor]
+RATES: dict[str, Rates] = {
+    "greedy": overlap,
+    "maxc": overlap,
+    "maxc_top32": partial(overlap, top=32),
+    "maxc_q8": rounded_overlap,
+    "onehot": likeliest_kept,
+    "gumbel": coupled_overlap,
+}
+RULES = tuple(RATES)
 
 
 def _law(logits: Tensor, temperature: float) -> Tensor:
@@ -217,8 +282,9 @@ def measure_acceptance(
         generator = torch.Generator().manual_seed(seed)
         for start in range(0, len(encoded), _BATCH):
             batch = encoded[start : start + _BATCH]
-            for rule, found in _batch_rates(pair, batch, temperature, max_tokens, generator):
-                rates[rule] += found
+            found = _batch_rates(pair, batch, temperature, max_tokens, generator)
+            for rule in RULES:
+                rates[rule] += found[rule]
         for rule in RULES:
             rules[rule][task] = _summary(rates[rule])
     for per_task in rules.values():
@@ -238,7 +304,7 @@ def _batch_rates(
     temperature: float,
     max_tokens: int,
     generator: torch.Generator,
-) -> list[tuple[str, list[Tensor]]]:
+) -> dict[str, list[Tensor]]:
     """Return each rule's rates over the texts that the target writes under that rule."""
     greedy, sampled = (
         sample_continuations(
@@ -251,11 +317,10 @@ def _batch_rates(
         )
         for served in (0.0, temperature)
     )
-    return [
-        ("greedy", overlap_rates(pair, prompts, greedy, 0.0)),
-        ("maxc", overlap_rates(pair, prompts, sampled, temperature)),
-        ("maxc_top32", overlap_rates(pair, prompts, sampled, temperature, top=32)),
-    ]
+    sampling_rules = [rule for rule in RULES if rule != "greedy"]
+    return acceptance_rates(pair, prompts, greedy, 0.0, ["greedy"]) | acceptance_rates(
+        pair, prompts, sampled, temperature, sampling_rules
+    )
 
 
 def _check_prompts(

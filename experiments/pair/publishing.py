@@ -181,5 +181,7 @@ Accepted / tested tokens along the target's own texts from held-out prompts outs
 
 `photo` (a question on a photo) repeats `chat`: the pair reads text alone. Greedy text of so small a
 target tends to repeat itself, which flatters the greedy rate. `maxc` is max coupling, `maxc_top32`
-the same with the draft's law cut to its 32 likeliest tokens before the draw.
+the same with the draft's law cut to its 32 likeliest tokens before the draw, and `maxc_q8` with its
+probabilities rounded up to 8 bits. `onehot` and `gumbel` send token ids alone: the draft's
+likeliest token passes with the target's probability of it, or both ends sample by the same noise.
 """

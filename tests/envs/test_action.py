@@ -14,6 +14,7 @@ from uara.control.rules import RuleController
 from uara.errors import UserError
 from uara.network import NetworkState
 from uara.prediction import Physics, PhysicsConfig
+from uara.radio.link import LinkConfig
 
 PHYSICS = Physics.of(PhysicsConfig())
 ALL = ControlConfig(
@@ -75,13 +76,25 @@ def test_power_is_a_share_of_the_limit(state: NetworkState) -> None:
 
 
 @pytest.mark.parametrize("association", ["max_sinr", "least_loaded", "greedy_latency"])
-@pytest.mark.parametrize("length", ["argmin", 2])
+@pytest.mark.parametrize(
+    ("length", "bandwidth", "power"),
+    [
+        ("argmin", "square_root", "full"),
+        (2, "square_root", "full"),
+        ("log_threshold", "equal_finish", "open_loop"),
+        ("argmin", "goodput", "wmmse"),
+    ],
+)
 def test_control_by_rules_alone_decides_as_the_rule_controller(
-    state: NetworkState, association: str, length: int | str
+    state: NetworkState, association: str, length: int | str, bandwidth: str, power: str
 ) -> None:
-    control = ControlConfig(association=association, draft_length=length)
-    rule = RuleController(association, control.allocation(), PHYSICS)
-    expected, decision = rule.decide(state), to_decision(Action(), state, control, PHYSICS)
+    control = ControlConfig.model_validate(
+        {"association": association, "draft_length": length, "bandwidth": bandwidth, "power": power}
+    )
+    link = LinkConfig(interference="reuse1" if power == "wmmse" else "orthogonal")
+    physics = Physics.of(PhysicsConfig(link=link))
+    rule = RuleController(association, control.allocation(), physics)
+    expected, decision = rule.decide(state), to_decision(Action(), state, control, physics)
     for name in ("server", "bandwidth_hz", "power_w", "draft_length"):
         assert torch.equal(getattr(decision, name), getattr(expected, name)), name
 

@@ -57,6 +57,7 @@ def refused(uara: Uara, *words: object) -> str:
         ((*EVALUATE, "world.horizon_slots=17"), ["17", "16 slots", "shorten"]),
         ((*EVALUATE, "acceptance=none.json"), ["none.json", "uara pair calibrate"]),
         ((*EVALUATE, "--controller", "psychic"), ["psychic", "max_sinr", "greedy_latency"]),
+        ((*EVALUATE, "--controller", "max_sinr+psychic"), ["psychic", "bandwidth: equal", "ucb"]),
         ((*EVALUATE, "--policy", "none.pt"), ["none.pt", "does not exist", "uara train"]),
         ((*EVALUATE, "--policy", "none.zip"), ["none.zip", "does not exist", "uara train"]),
         (("evaluate", "none.yaml"), ["none.yaml", "does not exist", "ls experiments/"]),
@@ -181,7 +182,8 @@ def test_the_real_command_exits_with_two(project: Path, words: list[str], told: 
 
 def test_evaluate_leaves_table_picture_and_json(uara: Uara, project: Path) -> None:
     status, out, err = uara(
-        *EVALUATE, "evaluation.episodes=6", "--controller", "max_sinr", "--csv", "out/rows.csv",
+        *EVALUATE, "evaluation.episodes=6", "--controller", "max_sinr",
+        "--controller", "max_sinr+equal_finish+ucb", "--csv", "out/rows.csv",
         "--figure", "out/bars.png", "--json", "out/rows.json",
     )  # fmt: skip
     assert (status, err) == (0, "")
@@ -191,7 +193,9 @@ def test_evaluate_leaves_table_picture_and_json(uara: Uara, project: Path) -> No
     content = json.loads(Path("out/rows.json").read_text())
     assert content["command"] == "evaluate"
     assert content["config"]["evaluation"]["episodes"] == 6
-    assert [row["controller"] for row in content["rows"]] == ["max_sinr"]
+    assert {row["controller"] for row in content["rows"]} == {
+        "max_sinr", "max_sinr+equal_finish+ucb",
+    }  # fmt: skip
     assert content["provenance"]["threads"] == 1
 
 
@@ -213,8 +217,12 @@ def test_schema_is_json_with_a_description_of_every_option(uara: Uara) -> None:
     status, out, _ = uara("schema")
     assert status == 0
     schemas = json.loads(out)
-    assert set(schemas) == {"task", "experiment"}
-    groups = [schemas["experiment"], *schemas["experiment"]["$defs"].values()]
+    assert set(schemas) == {"task", "experiment", "plan", "uara-p1"}
+    groups = [
+        group
+        for name in ("experiment", "plan")
+        for group in (schemas[name], *schemas[name]["$defs"].values())
+    ]
     options = {name for group in groups for name in group["properties"]}
     # One of each floor, by its name in the YAML.
     assert {"carrier_hz", "bandwidth_hz", "codec", "arrivals_per_s", "draft_length", "view",

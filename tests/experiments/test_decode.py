@@ -216,6 +216,12 @@ def test_records_and_timelines_are_left_for_each_controller(
     assert [json.loads(line)["sid"] for line in written] == [0, 1, 2, 3]
 
 
+def test_modes_that_real_runs_do_not_have_are_refused(task: TaskConfig, project: Path) -> None:
+    with pytest.raises(UserError, match=r"'max_sinr\+psd' sets mode psd, .*drop the mode"):
+        decode_with(task, None, ["max_sinr+psd"], folder=project / "decoded")
+    assert not (project / "decoded").exists()
+
+
 def test_runs_without_a_controller_are_refused(task: TaskConfig, project: Path) -> None:
     with pytest.raises(UserError, match="no controller was given; name one with --controller"):
         decode_with(task, None, [], folder=project / "decoded")

@@ -7,15 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from rich.progress import Progress
+from scipy import stats
 from torch import Tensor
 
 from experiments.pair.acceptance import (
+    RATES,
+    acceptance_rates,
+    coupled_overlap,
     held_out_prompts,
     measure_acceptance,
-    overlap_rates,
+    overlap,
+    rounded_overlap,
     sample_continuations,
 )
 from experiments.pair.corpus import TEXT_TASKS, Corpus, build_corpus, is_held_out
@@ -36,6 +42,7 @@ from uara.decoding.models import (
     load_prompts,
     shipped_pair,
 )
+from uara.decoding.randomness import Draws, Purpose
 from uara.errors import UserError
 
 MODULE = '''"""Count the {name} of a garden, one bed after another, and report them all."""
@@ -173,16 +180,44 @@ def test_acceptance_of_known_laws_is_their_overlap() -> None:
 
 def test_a_lower_temperature_sharpens_both_laws() -> None:
     pair = hand_made_pair(draft=[0.2, 0.8], target=[0.4, 0.6])
-    rates = overlap_rates(pair, [[1]], [[1]], 0.5)
+    rates = acceptance_rates(pair, [[1]], [[1]], 0.5, ["maxc"])["maxc"]
     # Squared and normalised: (.04, .64)/.68 and (.16, .36)/.52.
     assert rates[0].item() == pytest.approx(0.04 / 0.68 + 0.36 / 0.52)
 
 
 def test_a_cut_draft_law_is_renormalised() -> None:
-    pair = hand_made_pair(draft=[0.5, 0.3, 0.2], target=[0.6, 0.1, 0.3])
-    rates = overlap_rates(pair, [[1]], [[1, 2]], 1.0, top=2)
+    draft, target = torch.tensor([[0.5, 0.3, 0.2]] * 2), torch.tensor([[0.6, 0.1, 0.3]] * 2)
     # Cut to (5/8, 3/8, 0): min(.6, .625) + min(.1, .375).
-    assert rates[0].tolist() == pytest.approx([0.7, 0.7])
+    assert overlap(target, draft, top=2).tolist() == pytest.approx([0.7, 0.7])
+
+
+def test_onehot_keeps_the_drafts_likeliest_token_as_often_as_the_target_says_it() -> None:
+    pair = hand_made_pair(draft=[0.2, 0.7, 0.1], target=[0.1, 0.4, 0.5])
+    rates = acceptance_rates(pair, [[1]], [[1, 2]], 1.0, ["onehot", "greedy"])
+    assert rates["onehot"][0].tolist() == pytest.approx([0.4, 0.4])
+
+
+def test_probabilities_of_8_bits_are_tested_by_their_upper_neighbours() -> None:
+    # Three significant bits: .3 rounds up to .3125, .7 to .75.
+    draft, target = torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])
+    assert rounded_overlap(target, draft).item() == pytest.approx(0.3 + 0.7 * 0.4 / 0.75)
+
+
+def test_races_under_one_noise_agree_as_often_as_computed() -> None:
+    generator = np.random.default_rng(3)
+    target, draft = generator.dirichlet([0.5] * 6, 2)
+    draft[4] = 0.0
+    draft /= draft.sum()
+    rate = coupled_overlap(torch.tensor(target), torch.tensor(draft)).item()
+    by_pairs = sum(
+        1 / np.maximum(target / target[x], draft / draft[x]).sum() for x in np.flatnonzero(draft)
+    )
+    assert rate == pytest.approx(by_pairs)
+    distance = np.abs(target - draft).sum() / 2
+    assert (1 - distance) / (1 + distance) <= rate <= 1 - distance
+    races = [Draws(seed) for seed in range(3000)]
+    same = sum(d.race(Purpose.DRAFT, 0, draft) == d.race(Purpose.TARGET, 0, target) for d in races)
+    assert stats.binomtest(same, 3000, rate).pvalue > 1e-3
 
 
 def test_a_text_ends_at_the_end_token() -> None:
@@ -275,7 +310,7 @@ def test_all_stages_give_a_pair_that_loads(
     pair = load_pair(out / "draft", out / "target")
     table = json.loads((out / "acceptance.json").read_text())
     assert pair.context_tokens == 320
-    assert set(table["rules"]) == {"greedy", "maxc", "maxc_top32"}
+    assert set(table["rules"]) == set(RATES)
     assert {prompt.task for prompt in load_prompts(out / "prompts.jsonl")} == set(TEXT_TASKS)
     assert (out / "card.md").read_text().startswith("# uara-stdlib")
     with pytest.raises(UserError, match="another config"):

@@ -370,6 +370,9 @@ def test_modes_that_nobody_uses_are_not_worked_out(
 def test_a_window_of_one_leaves_the_stored_hashes_alone() -> None:
     assert "window" not in PhysicsConfig().model_dump()
     assert PhysicsConfig(window=2).model_dump()["window"] == 2
+    rule = PhysicsConfig(codec="ids", ids_rule="gumbel")
+    assert rule.model_dump().keys() - PhysicsConfig().model_dump().keys() == {"ids_rule"}
+    assert not PhysicsConfig().model_dump().keys() & {"probability_bits", "lossy"}
 
 
 # What passes are given, and what is accepted

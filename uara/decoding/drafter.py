@@ -8,23 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
-from uara.decoding.protocol import RuleCode
-from uara.decoding.randomness import Draws, Purpose
-from uara.decoding.rules import (
-    EMPTY_PAIRS,
-    GREEDY,
-    Floats,
-    Pairs,
-    Resolution,
-    Sampling,
-    resolve,
-    top_pairs,
-    truncate,
-    warp,
-)
+from uara.decoding.randomness import Draws
+from uara.decoding.rules import Floats, Pairs, Resolution, warp
 
 
 @dataclass(frozen=True)
@@ -42,16 +29,12 @@ class Drafter:
 
     Attributes:
         model: the draft.
-        rule: what is sent of the row that a token is drawn from.
-        sampling: of the session; `ids` drafts the most likely token whatever it says.
-        top_k: support of a row under `topk`.
+        contract: of the session.
         draws: of the session.
     """
 
     model: SequenceModel
-    rule: RuleCode
-    sampling: Sampling
-    top_k: int
+    contract: Contract
     draws: Draws
     cache: Cache = field(init=False)
     _seen: list[int] = field(default_factory=list, init=False)
@@ -78,32 +61,25 @@ class Drafter:
         logits = self.model.forward([Feed(self.cache, new, len(new) - 1)])[0][-1]
         self._seen = list(context)
         position = len(context)
-        row = warp(logits, GREEDY if self.rule is RuleCode.IDS else self.sampling)
-        if self.rule is RuleCode.TOPK:
-            row = truncate(row, self.top_k)
-        token = self.draws.in_epoch(epoch).pick(Purpose.DRAFT, position, row)
-        self._rows[position] = row
-        return DraftToken(token, self._sent(row, token), len(new))
+        law = self.contract.draft_law(warp(logits, self.contract.draft_sampling))
+        token = self.contract.draw_draft(law, position, self.draws.in_epoch(epoch))
+        self._rows[position] = law
+        return DraftToken(token, self.contract.sent(law, token), len(new))
 
     def resolve(
         self, top: Pairs, tails: Pairs, drawn: int, position: int, epoch: int
     ) -> Resolution:
         """Draw the token after a rejection from what the server sent; see `rules.resolve`."""
         choice = self.draws.in_epoch(epoch)
-        return resolve(self._rows[position], top, tails, drawn, position, choice)
+        return self.contract.resolve(self.law_at(position), top, tails, drawn, position, choice)
+
+    def law_at(self, position: int) -> Floats:
+        """Return the row that the drafted token at a position was drawn from, (V,)."""
+        return self._rows[position]
 
     def forget_rows(self) -> None:
         """Drop the rows of tokens that have been decided."""
         self._rows.clear()
-
-    def _sent(self, row: Floats, token: int) -> Pairs:
-        if self.rule is RuleCode.IDS:
-            return EMPTY_PAIRS
-        if self.rule is RuleCode.ID_PROB:
-            return Pairs(np.array([token]), row[[token]])
-        if self.rule is RuleCode.TOPK:
-            return top_pairs(row, self.top_k)
-        return Pairs(np.arange(len(row)), row)
 
 
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:

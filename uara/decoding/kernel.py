@@ -30,16 +30,7 @@ from uara.decoding.nodes import (
 )
 from uara.decoding.parallel_device import ParallelDeviceState
 from uara.decoding.parallel_session import ParallelSession
-from uara.decoding.protocol import (
-    Draft,
-    Format,
-    Frame,
-    Open,
-    Token,
-    Verdict,
-    decode,
-    encode,
-)
+from uara.decoding.protocol import Draft, Format, Frame, Open, Token, Verdict, decode, encode
 from uara.decoding.randomness import Draws
 from uara.decoding.records import Recorder, RequestRecord
 from uara.decoding.scenario import (
@@ -104,7 +95,7 @@ class VirtualKernel:
         self._closed: set[int] = set()
         self._last_commit_s = 0.0
         form = settings.contract
-        self._format = Format(form.rule, target.vocab_size, form.top_k)
+        self._format = Format(form.rule, target.vocab_size, form.top_k, form.probability_bits)
         self._unfinished = len(requests)
         last_arrival_s = max((request.arrival_s for request in requests), default=0.0)
         self._last_slot = math.ceil(last_arrival_s / settings.slot_s) + settings.drain_slots
@@ -118,8 +109,8 @@ class VirtualKernel:
     def _server_state(
         self, index: int, profile: ServerProfile, target: SequenceModel
     ) -> srv.ServerState:
-        batcher = Batcher(self.settings.prefill_chunk_tokens, profile.kv_capacity_tokens)
         settings = self.settings
+        batcher = Batcher(settings.prefill_chunk_tokens, profile.kv_capacity_tokens)
         return srv.ServerState(
             index,
             target.vocab_size,
@@ -134,6 +125,8 @@ class VirtualKernel:
             assert self._events, "requests are unfinished but nothing will happen"
             self.now, _, action = heapq.heappop(self._events)
             action()
+        for node in self.devices:
+            self._count_draws(node)
         self.recorder.cap(self.now)
         return self.recorder
 
@@ -210,11 +203,9 @@ class VirtualKernel:
         assert self.plan is not None, "a start needs a plan"
         self.recorder.requests[request.sid].start_s = self.now
         seed = self.settings.session_seed(request.sid)
-        node.drafter = Drafter(
-            self.draft_model, contract.rule, contract.sampling, contract.top_k, Draws(seed)
-        )
+        node.drafter = Drafter(self.draft_model, contract, self.settings.draws(seed))
         if self.settings.shadows:
-            node.shadow = Shadow(self.draft_model, contract, request.text)
+            node.shadow = Shadow(self.draft_model, contract, request.text, Draws(seed))
         unread = request.prompt_tokens - len(request.text)
         node.unread_tokens = unread
         draft_length = int(self.plan.draft_length[index])
@@ -226,21 +217,7 @@ class VirtualKernel:
             read = node.drafter.read(request.text) + unread
             node.unread_tokens = 0
             node.busy_until_s = self.now + read * node.profile.read_token_s
-        opening = Open(
-            sid=request.sid,
-            rule=contract.rule,
-            row_top_k=contract.top_k,
-            vocab_size=self._format.vocab_size,
-            text_tokens=len(request.text),
-            max_new=request.max_new,
-            tokenizer_hash=self.settings.tokenizer_hash,
-            seed=seed,
-            temperature=contract.sampling.temperature,
-            top_k=contract.sampling.top_k,
-            top_p=contract.sampling.top_p,
-            eos=request.eos,
-            prompt=(0,) * unread + request.text,
-        )
+        opening = self.settings.opening(request, self._format.vocab_size)
         self._step_device(index, dev.Start(opening, draft_length))
 
     # Devices
@@ -313,8 +290,17 @@ class VirtualKernel:
         self._commit(request.sid, effect.tokens)
         record = self.recorder.requests[request.sid]
         record.refusal, record.finish_s = effect.refusal, self.now
+        self._count_draws(node)
         node.request, node.drafter = None, None
         self._unfinished -= 1
+
+    def _count_draws(self, node: DeviceNode) -> None:
+        """Note how many random choices both ends have made for a device's request."""
+        if node.request is None or node.drafter is None:
+            return
+        sid = node.request.sid
+        ends = [node.drafter.draws, *([self._draws[sid]] if sid in self._draws else [])]
+        self.recorder.requests[sid].draws = sum(end.ledger.count for end in ends)
 
     # Frames
 
@@ -432,7 +418,7 @@ class VirtualKernel:
                     self._judge(index, effect)
                 case srv.OpenCache():
                     # One ledger follows the session from server to server.
-                    draws = self._draws.setdefault(effect.sid, Draws(effect.seed))
+                    draws = self._draws.setdefault(effect.sid, self.settings.draws(effect.seed))
                     node.verifier.open(effect.sid, effect.contract, draws)
                 case srv.CloseCache():
                     node.verifier.close(effect.sid)
@@ -452,6 +438,10 @@ class VirtualKernel:
     def _forward(self, index: int, forward: Forward) -> None:
         node = self.servers[index]
         outcomes = tuple(node.verifier.forward(forward.works)) if forward.works else ()
+        if self.settings.contract.is_lossy:
+            for work, outcome in zip(forward.works, outcomes, strict=True):
+                if outcome is not None and outcome.accepted < len(work.tokens):
+                    self._measure_loss(node, work.sid, len(work.context) + outcome.accepted)
         duration = self._scatter.forward(
             node.profile.forward(
                 float(forward.rows), float(forward.new_tokens), float(forward.context_tokens)
@@ -480,6 +470,8 @@ class VirtualKernel:
         outcome = node.verifier.judge(
             effect.sid, effect.position, effect.tokens, effect.rows, effect.epoch
         )
+        if self.settings.contract.is_lossy and outcome.accepted < len(effect.tokens):
+            self._measure_loss(node, effect.sid, effect.position)
         session = node.state.sessions[effect.sid]
         assert isinstance(session, ParallelSession), "only parallel sessions keep rows"
         record = self.recorder.round(
@@ -490,3 +482,11 @@ class VirtualKernel:
             record.work = "decode"
             record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
         self._step_server(index, srv.KeptRowJudged(effect.sid, outcome))
+
+    def _measure_loss(self, node: ServerNode, sid: int, position: int) -> None:
+        """Note what a cut residual loses, which takes both ends' rows and so neither end knows."""
+        request = self.recorder.requests[sid]
+        drafter = self.devices[request.device].drafter
+        assert drafter is not None, "a draft has a drafter"
+        share = node.verifier.lost_residual(sid, drafter.law_at(position))
+        request.lost_residuals.append(share)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from uara.decoding.contract import Contract
 from uara.decoding.device import (
     DeviceEffect,
     DeviceEvent,
@@ -19,10 +20,12 @@ from uara.decoding.links import FluidLink
 from uara.decoding.local_device import LocalState, step_local_device
 from uara.decoding.overlap import Overlap, overlap_of
 from uara.decoding.parallel_device import ParallelDeviceState, step_parallel_device
+from uara.decoding.protocol import Open
+from uara.decoding.randomness import Draws, Ledger
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.server import ServerState
 from uara.decoding.shadow import Shadow
-from uara.decoding.verifier import Contract, Verifier
+from uara.decoding.verifier import Verifier
 from uara.serving.modes import MODES
 
 AnyDeviceState = DeviceState | ParallelDeviceState | LocalState
@@ -96,6 +99,7 @@ class KernelSettings:
         keeps_rounds: whether a record of every round is kept.
         shadows: whether tokens of the server alone come with their probability, so that devices
             estimate acceptance without speculating.
+        checks_draws: whether a draw that decides twice stops the run.
     """
 
     slot_s: float
@@ -113,6 +117,33 @@ class KernelSettings:
     priced_row_bits: float = 0.0
     keeps_rounds: bool = True
     shadows: bool = False
+    checks_draws: bool = True
+
+    def draws(self, seed: int) -> Draws:
+        """Make the draws of one end of a session."""
+        return Draws(seed, ledger=Ledger(self.checks_draws))
+
+    def opening(self, request: Request, vocab_size: int) -> Open:
+        """Make the frame that opens a request; tokens that no model reads are zeros."""
+        contract = self.contract
+        unread = request.prompt_tokens - len(request.text)
+        return Open(
+            sid=request.sid,
+            rule=contract.rule,
+            row_top_k=contract.top_k,
+            vocab_size=vocab_size,
+            text_tokens=len(request.text),
+            max_new=request.max_new,
+            tokenizer_hash=self.tokenizer_hash,
+            seed=self.session_seed(request.sid),
+            temperature=contract.sampling.temperature,
+            top_k=contract.sampling.top_k,
+            top_p=contract.sampling.top_p,
+            eos=request.eos,
+            prompt=(0,) * unread + request.text,
+            probability_bits=contract.probability_bits,
+            is_lossy=contract.is_lossy,
+        )
 
     def first_state(self, mode: str) -> AnyDeviceState:
         """Make the machine of a request that begins in a mode.

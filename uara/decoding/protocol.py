@@ -34,6 +34,7 @@ class RuleCode(IntEnum):
     ID_PROB = 1
     TOPK = 2
     FULL = 3
+    GUMBEL = 4  # token ids alone, as IDS
 
 
 class _Frame(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +101,11 @@ _DECODER: msgspec.msgpack.Decoder[_Wire] = msgspec.msgpack.Decoder(_Wire)
 
 @dataclass(frozen=True)
 class Open:
-    """Open a request (up). The prompt ends in the `text_tokens` that the models read."""
+    """Open a request (up). The prompt ends in the `text_tokens` that the models read.
+
+    The byte of the rule holds its code (4 bits), the width of a probability (2 bits: 32, 16 or 8
+    bits) and whether the residual is cut to the Top-K (1 bit).
+    """
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BBHIIIIQQdIdI")
     sid: int
@@ -116,6 +121,8 @@ class Open:
     top_p: float
     eos: int
     prompt: tuple[int, ...]
+    probability_bits: int = 32
+    is_lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,11 +237,18 @@ class Format:
         rule: which probabilities go with a draft.
         vocab_size: number of token ids; up to 65,536 an id takes two bytes, else four.
         top_k: pairs per row of `topk` drafts and of `id_prob` verdicts.
+        probability_bits: of a probability in `id_prob` drafts.
     """
 
     rule: RuleCode
     vocab_size: int
     top_k: int
+    probability_bits: int = 32
+
+    @property
+    def probability_bytes(self) -> int:
+        """Bytes of a drafted token's probability."""
+        return self.probability_bits // 8 if self.rule is RuleCode.ID_PROB else 4
 
     @property
     def id_type(self) -> np.dtype[np.unsignedinteger]:
@@ -276,11 +290,12 @@ class Format:
 
     def pack_rows(self, rows: tuple[Pairs, ...]) -> bytes:
         """Pack the draft's probabilities as the codec sends them."""
-        if self.rule is RuleCode.IDS:
+        if self.rule in (RuleCode.IDS, RuleCode.GUMBEL):
             return b""
         if self.rule is RuleCode.TOPK:
             return b"".join(self.pack_pairs(row) for row in rows)
-        return b"".join(row.probabilities.astype("<f4").tobytes() for row in rows)
+        width = self.probability_bytes
+        return b"".join(_pack_probabilities(row.probabilities, width) for row in rows)
 
     def unpack_rows(self, data: bytes, tokens: Ids) -> tuple[Pairs, ...]:
         """Unpack the probabilities that go with `tokens`, one row per token.
@@ -290,13 +305,14 @@ class Format:
         """
         width = {
             RuleCode.IDS: 0,
-            RuleCode.ID_PROB: 4,
+            RuleCode.GUMBEL: 0,
+            RuleCode.ID_PROB: self.probability_bytes,
             RuleCode.TOPK: self.top_k * (self.id_type.itemsize + 4),
             RuleCode.FULL: self.vocab_size * 4,
         }[self.rule]
         if len(data) != width * len(tokens):
             raise ProtocolError(f"{len(data)} bytes of rows, expected {width} x {len(tokens)}")
-        if self.rule is RuleCode.IDS:
+        if not width:
             return ()
         parts = [data[i * width : (i + 1) * width] for i in range(len(tokens))]
         if self.rule is RuleCode.TOPK:
@@ -305,12 +321,24 @@ class Format:
             ids = np.arange(self.vocab_size)
             return tuple(Pairs(ids, _unpack_probabilities(part)) for part in parts)
         return tuple(
-            Pairs(tokens[i : i + 1], _unpack_probabilities(part)) for i, part in enumerate(parts)
+            Pairs(tokens[i : i + 1], _unpack_probabilities(part, width))
+            for i, part in enumerate(parts)
         )
 
 
-def _unpack_probabilities(data: bytes) -> Floats:
-    values = np.frombuffer(data, "<f4").astype(np.float64)
+def _pack_probabilities(values: Floats, width: int) -> bytes:
+    """Pack probabilities that a float of `width` bytes holds exactly."""
+    if width == 4:
+        return values.astype("<f4").tobytes()
+    data = values.astype("<f2").tobytes()
+    return data if width == 2 else data[1::2]
+
+
+def _unpack_probabilities(data: bytes, width: int = 4) -> Floats:
+    if width == 1:
+        # A lone byte is the upper one of a half.
+        data = b"".join(bytes((0, byte)) for byte in data)
+    values = np.frombuffer(data, "<f4" if width == 4 else "<f2").astype(np.float64)
     if not np.all((values >= 0) & (values <= 1)):
         raise ProtocolError("a probability lies outside [0, 1]")
     return values
@@ -348,7 +376,7 @@ def _to_wire(frame: Frame, form: Format) -> _Wire:
         case Open():
             header = Open.LAYOUT.pack(
                 PROTOCOL_VERSION,
-                frame.rule,
+                _rule_byte(frame),
                 frame.row_top_k,
                 frame.sid,
                 frame.vocab_size,
@@ -434,13 +462,25 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
             return Token(sid, position, token, bool(device_turn), probability)
 
 
+_PROBABILITY_BITS = (32, 16, 8)
+_LOSSY_BIT = 0x40
+
+
+def _rule_byte(frame: Open) -> int:
+    width = _PROBABILITY_BITS.index(frame.probability_bits)
+    return frame.rule | width << 4 | (_LOSSY_BIT if frame.is_lossy else 0)
+
+
 def _read_open(wire: _Open) -> Open:
-    version, rule, row_top_k, sid, vocab_size, *rest = Open.LAYOUT.unpack(wire.header)
+    version, byte, row_top_k, sid, vocab_size, *rest = Open.LAYOUT.unpack(wire.header)
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"protocol version {version} is not {PROTOCOL_VERSION}")
-    form = Format(RuleCode(rule), vocab_size, row_top_k)
+    rule, width, is_lossy = RuleCode(byte & 0xF), byte >> 4 & 3, bool(byte & _LOSSY_BIT)
+    if byte & 0x80 or width > 2 or ((width or is_lossy) and rule is not RuleCode.ID_PROB):
+        raise ProtocolError(f"rule {byte:#04x} is unknown")
+    form = Format(rule, vocab_size, row_top_k)
     prompt = tuple(form.unpack_ids(wire.prompt).tolist())
-    values = [sid, form.rule, row_top_k, vocab_size, *rest, prompt]
+    values = [sid, rule, row_top_k, vocab_size, *rest, prompt, _PROBABILITY_BITS[width], is_lossy]
     frame = Open(*values)
     if frame.text_tokens > len(prompt):
         raise ProtocolError(f"{frame.text_tokens} text tokens in a prompt of {len(prompt)}")

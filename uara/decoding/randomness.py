@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     TAIL = 5  # a token of the target outside its Top-K, sent with a rejection
     ATOM = 6  # the device's choice between a Top-K token and the tail
     THIN = 7  # whether the device keeps a tail draw
+    NOISE = 8  # noise of a position that both ends share, whatever the epoch
 
 
 class Choice(Protocol):
@@ -39,17 +40,30 @@ class Choice(Protocol):
     ) -> int:
         """Pick an index with probability proportional to its weight."""
 
+    def race(self, purpose: Purpose, position: int, weights: NDArray[np.float64]) -> int:
+        """Pick likewise, by noise that every race at this position shares."""
+
 
 @dataclass
 class Ledger:
-    """Every key that has decided something; a second use of one is a defect."""
+    """Counts draws and keeps every key that has decided something; its second use is a defect.
 
+    Attributes:
+        is_checked: False to count only, which takes no memory.
+        used: keys (purpose, position, epoch, index) so far.
+        count: draws so far.
+    """
+
+    is_checked: bool = True
     used: set[tuple[int, int, int, int]] = field(default_factory=set)
+    count: int = 0
 
     def enter(self, key: tuple[int, int, int, int]) -> None:
         """Enter a key that decides now."""
-        assert key not in self.used, f"the draw {key} has already decided a token"
-        self.used.add(key)
+        self.count += 1
+        if self.is_checked:
+            assert key not in self.used, f"the draw {key} has already decided a token"
+            self.used.add(key)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Draws:
 
     def in_epoch(self, epoch: int) -> Draws:
         """Return the choices of another epoch, with the same ledger."""
-        return Draws(self.seed, epoch, self.ledger)
+        return replace(self, epoch=epoch)
 
     def uniform(self, purpose: Purpose, position: int, index: int = 0) -> float:
         """Compute the number in [0, 1) of this key, a multiple of 2^-53."""
@@ -95,6 +109,26 @@ class Draws:
         # Rounding may lift `level` to the total, which lies behind the last positive weight.
         last = int(np.flatnonzero(weights)[-1])
         return min(int(np.searchsorted(cumulated, level, side="right")), last)
+
+    def noise(self, position: int, count: int) -> NDArray[np.float64]:
+        """Compute independent exponential numbers of mean 1, (count,), the same in every epoch."""
+        message = struct.pack("<QBI", self.seed, Purpose.NOISE, position)
+        digest = hashlib.shake_128(message).digest(8 * count)
+        # Shifted by one, so that no logarithm is infinite.
+        units = (np.frombuffer(digest, "<u8") >> np.uint64(11)) + np.uint64(1)
+        return np.asarray(-np.log(units * 2.0**-53), np.float64)
+
+    def race(self, purpose: Purpose, position: int, weights: NDArray[np.float64]) -> int:
+        """Pick argmin of noise over weight, which is argmax of log weight plus Gumbel noise.
+
+        An exponential number over w is exponential of rate w, and the least of several is each in
+        proportion to its rate.
+        """
+        self.ledger.enter((purpose, position, self.epoch, 0))
+        runners = np.flatnonzero(weights)
+        assert len(runners), "a draw needs a positive weight"
+        noise = self.noise(position, len(weights))
+        return int(runners[np.argmin(noise[runners] / weights[runners])])
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -70,6 +70,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     uplink_bytes: int = 0  # of all frames
     downlink_bytes: int = 0
     handovers: int = 0
+    draws: int = 0  # random choices of both ends
+    lost_residuals: list[float] = []  # lossy sessions: share of each rejection's residual left out
     refusal: str = ""
     is_capped: bool = False  # still unfinished when the run was stopped; its times end there
 

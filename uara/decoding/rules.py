@@ -130,9 +130,39 @@ def accept_probability(target: float, draft: float) -> float:
     return min(1.0, target / draft)
 
 
-def residual(target: Floats, draft: Floats) -> Floats:
-    """Compute the weights max(p - q, 0) of the token after a rejection, (V,), not normalised."""
-    return np.maximum(target - draft, 0.0)
+def round_up(probabilities: Floats, bits: int) -> Floats:
+    """Round probabilities up to what fits the wire.
+
+    Args:
+        probabilities: of rows, any shape.
+        bits: 32 leaves them as they are; 16 is the IEEE half, whose least positive number is that
+            of a row; 8 is the upper byte of a half.
+    """
+    assert bits in (8, 16, 32), f"{bits} bits per probability are not on offer"
+    if bits == 32:
+        return probabilities
+    half = probabilities.astype(np.float16)
+    # Positive floats are ordered as their bit patterns are.
+    pattern = half.view(np.uint16).astype(np.int64) + (half.astype(np.float64) < probabilities)
+    if bits == 8:
+        pattern = (pattern + 0xFF) & 0xFF00
+    return pattern.astype(np.uint16).view(np.float16).astype(np.float64)
+
+
+def residual(target: Floats, draft: Floats, sent: Floats | None = None) -> Floats:
+    """Compute the weights p - q min(1, p / q^) of the token after a rejection, not normalised.
+
+    With q^ = q these are max(p - q, 0). Any q^ >= q keeps the law, since q min(1, p / q^) <= p;
+    with a smaller q^ it would be lost.
+
+    Args:
+        target: p, any shape.
+        draft: q, that shape.
+        sent: q^ that acceptance is tested with; q if left out.
+    """
+    sent = draft if sent is None else sent
+    share = np.divide(draft, sent, out=np.zeros_like(draft), where=sent > 0)
+    return np.where(sent > target, target * (1.0 - share), target - draft)
 
 
 @dataclass(frozen=True)
@@ -167,8 +197,15 @@ def verify(
     split: SplitRule | None,
     base: int,
     choice: Choice,
+    *,
+    is_coupled: bool = False,
+    has_bonus: bool = True,
 ) -> Outcome:
     """Test drafted tokens one after the other; the output's law is the target's.
+
+    A draft that was certain of its tokens is tested by ONEHOT: x passes with p(x). Coupled tokens
+    are tested by GUMBEL: x passes if it wins the target's own race under the shared noise, whose
+    winner is the token in any case. Everything else is maximal coupling.
 
     Args:
         target_rows: g + 1 rows of the target, at the drafted positions and after them.
@@ -179,12 +216,19 @@ def verify(
         split: None if the token after a rejection is drawn here.
         base: position of the first drafted token.
         choice: decides acceptance and draws tokens.
+        is_coupled: whether drafts were drawn by the noise that both ends share.
+        has_bonus: False to draw nothing behind a draft that passes whole.
 
     Raises:
         ValueError: if a drafted token has probability zero in its own law.
     """
     assert len(target_rows) == len(tokens) + 1, "one target row per draft token and one more"
     for i, token in enumerate(tokens):
+        if is_coupled:
+            own = draw_target(target_rows[i], base + i, choice, is_coupled=True)
+            if own != token:
+                return Outcome(i, own)
+            continue
         known = draft_rows[i] if draft_rows else Pairs(np.array([token]), np.ones(1))
         drafted = known.probability_of(token)
         if drafted <= 0:
@@ -200,7 +244,15 @@ def verify(
         weights = residual(row, to_row(known, len(row)))
         return Outcome(i, choice.pick(Purpose.RESIDUAL, base + i, weights))
     end = len(tokens)
-    return Outcome(end, choice.pick(Purpose.TARGET, base + end, target_rows[end]))
+    if not has_bonus:
+        return Outcome(end, None)
+    return Outcome(end, draw_target(target_rows[end], base + end, choice, is_coupled=is_coupled))
+
+
+def draw_target(row: Floats, position: int, choice: Choice, *, is_coupled: bool = False) -> int:
+    """Draw the target's own token at a position, by the shared noise where drafts are coupled."""
+    draw = choice.race if is_coupled else choice.pick
+    return draw(Purpose.TARGET, position, row)
 
 
 def draw_tails(
@@ -229,12 +281,20 @@ class Resolution:
 
 
 def resolve(
-    draft: Floats, top: Pairs, tails: Pairs, first: int, position: int, choice: Choice
+    draft: Floats,
+    top: Pairs,
+    tails: Pairs,
+    first: int,
+    position: int,
+    choice: Choice,
+    *,
+    sent: Floats | None = None,
+    is_lossy: bool = False,
 ) -> Resolution:
-    """Draw from max(p - q, 0) with only the Top-K of p and some draws from its tail.
+    """Draw from p - q min(1, p / q^) with only the Top-K of p and some draws from its tail.
 
     Rejection sampling under the envelope that equals the residual on the Top-K and p outside it:
-    an atom of the Top-K is taken at once, a tail draw z with probability max(0, 1 - q(z) / p(z)).
+    an atom of the Top-K is taken at once, a tail draw z with probability residual(z) / p(z).
 
     Args:
         draft: the row q that the rejected token was drawn from.
@@ -243,8 +303,14 @@ def resolve(
         first: how many tail draws were refused before these; if positive, one is awaited.
         position: of the rejected token.
         choice: decides.
+        sent: q^, the row as the server would have it from the wire; q if left out.
+        is_lossy: whether the residual outside the Top-K is left out.
     """
-    atoms = np.maximum(top.probabilities - draft[top.ids], 0.0)
+    sent = draft if sent is None else sent
+    atoms = residual(top.probabilities, draft[top.ids], sent[top.ids])
+    if is_lossy:
+        weights = atoms if atoms.any() else top.probabilities
+        return Resolution(int(top.ids[choice.pick(Purpose.ATOM, position, weights)]), 0)
     envelope = np.append(atoms, 1.0 - top.probabilities.sum())
     for k in range(len(tails) + 1):
         index = first + k
@@ -255,8 +321,25 @@ def resolve(
                 return Resolution(int(top.ids[atom]), index)
         if k == len(tails):
             return Resolution(None, index)
-        token, target = int(tails.ids[k]), float(tails.probabilities[k])
-        keep = max(0.0, 1.0 - float(draft[token]) / target)
-        if choice.flip(Purpose.THIN, position, keep, index):
+        token, target = int(tails.ids[k]), tails.probabilities[[k]]
+        weight = float(residual(target, draft[[token]], sent[[token]])[0])
+        if choice.flip(Purpose.THIN, position, weight / float(target[0]), index):
             return Resolution(token, index)
     raise AssertionError("the loop returns at its last step")
+
+
+def lost_residual(target: Floats, draft: Floats, sent: Floats, top_k: int) -> float:
+    """Compute the share of the residual that lies outside the target's Top-K.
+
+    It is the distance in total variation between the exact law of the token after a rejection and
+    that of a residual cut to the Top-K; times the probability of a rejection, that of the output.
+
+    Args:
+        target: p, (V,).
+        draft: q, (V,).
+        sent: q^, (V,).
+        top_k: K.
+    """
+    weights = residual(target, draft, sent)
+    inside = float(weights[top_pairs(target, top_k).ids].sum())
+    return 1.0 - inside / float(weights.sum())

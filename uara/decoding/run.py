@@ -47,7 +47,9 @@ class DecodingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(
-        0.7, ge=0, description="of both models; 0, or the codec `ids`, takes the most likely token"
+        0.7,
+        ge=0,
+        description="of both models; 0, or the rule `greedy`, takes the most likely token",
     )
     sample_top_k: int = Field(0, ge=0, description="keep the K most likely tokens; 0 keeps all")
     sample_top_p: float = Field(1.0, gt=0, le=1, description="keep this mass of likely tokens")
@@ -61,6 +63,9 @@ class DecodingConfig(BaseModel):
         "at 10 TOPS, a quarter of a phone NPU's peak",
     )
     seed: int = Field(0, description="of all draws")
+    check_draws: bool = Field(
+        False, description="keep every draw that decided a token, and stop if one decides twice"
+    )
     fallback: FallbackConfig | None = Field(
         None,
         description="choose draft lengths per request from running estimates, beginning with the "
@@ -82,6 +87,7 @@ class DecodingResult:
         pair: name.
         server_busy: per server, the share of the run's time spent computing.
         duration_s: of the run, on the virtual clock.
+        is_lossy: whether residuals were cut, so that the tokens' law is not the target's.
     """
 
     requests: list[RequestRecord]
@@ -90,6 +96,7 @@ class DecodingResult:
     pair: str
     server_busy: list[float]
     duration_s: float
+    is_lossy: bool = False
 
     def summary(self) -> dict[str, float]:
         """Compute means over requests, and ratios of sums over the run."""
@@ -113,6 +120,19 @@ class DecodingResult:
             "wasted_tokens": sum(record.wasted for record in self.rounds),
             "capped": sum(record.is_capped for record in requests),
             "handovers": sum(record.handovers for record in requests),
+        } | (self._bias(requests, tokens) if self.is_lossy else {})
+
+    def _bias(self, requests: Sequence[RequestRecord], tokens: int) -> dict[str, float]:
+        """Compute how far a lossy run may be from the target's law.
+
+        The share of a rejection's residual that is left out is the distance in total variation of
+        the token drawn there; its sum over rejections estimates, without bias, a bound on that of
+        the whole answers (the mass outside the Top-K, summed over positions).
+        """
+        lost = [share for record in requests for share in record.lost_residuals]
+        return {
+            "lost_residual_per_rejection": _ratio(sum(lost), len(lost)),
+            "total_variation_per_token": _ratio(sum(lost), tokens),
         }
 
 
@@ -177,6 +197,7 @@ def run_decoding(
         pair=pair.name,
         server_busy=[min(_ratio(node.busy_s, kernel.now), 1.0) for node in kernel.servers],
         duration_s=kernel.now,
+        is_lossy=physics.codec.is_lossy,
     )
 
 
@@ -203,12 +224,14 @@ def _settings(
     codec = physics.codec
     is_greedy = codec.rule == "greedy" or config.temperature == 0
     contract = Contract(
-        rule=RULE_CODES[codec.name],
+        rule=RuleCode.GUMBEL if codec.rule == "gumbel" else RULE_CODES[codec.name],
         sampling=GREEDY
         if is_greedy
         else Sampling(config.temperature, config.sample_top_k, config.sample_top_p),
         top_k=min(codec.top_k, pair.vocab_size),
         tail_draws=config.tail_draws,
+        probability_bits=codec.probability_bits,
+        is_lossy=codec.is_lossy,
     )
     return KernelSettings(
         slot_s=world.slot_s,
@@ -218,6 +241,7 @@ def _settings(
         prefill_chunk_tokens=physics.config.batching.prefill_chunk_tokens,
         tokenizer_hash=tokenizer_hash(pair.tokenizer),
         drain_slots=config.drain_slots,
+        checks_draws=config.check_draws,
         mode=physics.config.mode,
         window=physics.config.window,
         shadows=config.fallback is not None,

@@ -315,6 +315,8 @@ def _open(state: ServerState, frame: Open, event: Received, now: float) -> Serve
             Sampling(frame.temperature, frame.top_k, frame.top_p),
             frame.row_top_k,
             state.tail_draws,
+            frame.probability_bits,
+            frame.is_lossy,
         ),
         seed=frame.seed,
         text=text,

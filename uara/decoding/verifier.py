@@ -11,43 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from uara.decoding.chain import verify_chain
+from uara.decoding.contract import Contract as Contract  # a name of verifiers as well
 from uara.decoding.kv import Cache, Feed, SequenceModel
-from uara.decoding.protocol import RuleCode
-from uara.decoding.randomness import Draws, Purpose
-from uara.decoding.rules import (
-    Floats,
-    Outcome,
-    Pairs,
-    Sampling,
-    SplitRule,
-    draw_tails,
-    top_pairs,
-    verify,
-    warp,
-)
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What both ends agreed on for one session.
-
-    Attributes:
-        rule: what goes up with a draft.
-        sampling: of the target, and of the draft except under `ids`.
-        top_k: pairs of a row on the wire.
-        tail_draws: target draws that go with a rejection under `id_prob`.
-    """
-
-    rule: RuleCode
-    sampling: Sampling
-    top_k: int
-    tail_draws: int
-
-    @property
-    def split(self) -> SplitRule | None:
-        """Whether, and with how much of the row, the device draws after a rejection."""
-        return SplitRule(self.top_k, self.tail_draws) if self.rule is RuleCode.ID_PROB else None
+from uara.decoding.randomness import Draws
+from uara.decoding.rules import Floats, Outcome, Pairs, draw_tails, top_pairs, warp
 
 
 @dataclass(frozen=True)
@@ -126,12 +93,11 @@ class Verifier:
             return None
         choice = session.draws.in_epoch(work.epoch)
         if not work.tokens:
-            return self._draw(choice, base, rows[-1])
+            return self._draw(contract, choice, base, rows[-1])
         if len(rows) == len(work.tokens):
             assert session.rejected_row is not None, "a block without context needs a kept row"
             rows.insert(0, session.rejected_row)
-        test = verify if work.bonus else verify_chain
-        outcome = test(rows, work.tokens, work.rows, contract.split, base, choice)
+        outcome = contract.verify(rows, work.tokens, work.rows, base, choice, has_bonus=work.bonus)
         session.cache.roll_back(base + outcome.accepted)
         session.rejected_row = rows[outcome.accepted] if outcome.token is None else None
         return outcome
@@ -145,14 +111,21 @@ class Verifier:
         assert row is not None, f"session {sid} keeps no row to judge by"
         choice = session.draws.in_epoch(epoch)
         if not tokens:
-            return self._draw(choice, position, row)
-        return verify_chain([row, row], tokens, rows, contract.split, position, choice)
+            return self._draw(contract, choice, position, row)
+        # Nothing is drawn behind the token, so that the row there does not matter.
+        return contract.verify([row, row], tokens, rows, position, choice, has_bonus=False)
 
-    def _draw(self, choice: Draws, position: int, row: Floats) -> Outcome:
-        token = choice.pick(Purpose.TARGET, position, row)
+    def _draw(self, contract: Contract, choice: Draws, position: int, row: Floats) -> Outcome:
+        token = contract.draw_target(row, position, choice)
         if not self.tells_probability:
             return Outcome(0, token)
         return Outcome(0, token, Pairs(np.array([token]), row[[token]]))
+
+    def lost_residual(self, sid: int, draft_law: Floats) -> float:
+        """Compute the share of the last residual that a lossy session leaves out."""
+        session = self._sessions[sid]
+        assert session.rejected_row is not None, f"session {sid} has no rejection to measure"
+        return session.contract.lost_residual(session.rejected_row, draft_law)
 
     def more_tails(self, sid: int, position: int, drawn: int, epoch: int) -> Pairs:
         """Draw further tail tokens at the rejected position, after `drawn` were refused."""

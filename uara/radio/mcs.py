@@ -23,7 +23,7 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 BLER_TARGET = 0.1  # 3GPP TS 38.214 clause 5.2.2.1: what a reported channel quality promises
 TABLE_PATH = Path(__file__).with_name("mcs_table.npz")
 
-_FINE_STEPS = 10  # of the look-up per step of the table
+FINE_STEPS = 10  # of the look-up per step of the table
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def mcs_table(direction: Direction) -> McsTable:
 
 
 @cache
-def _staircase(direction: Direction, dtype: torch.dtype, device: torch.device) -> Tensor:
+def staircase(direction: Direction, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Tabulate the best goodput at steps so fine that they need no interpolation."""
     table = mcs_table(direction)
     coarse = table.best.numpy()
-    fine = np.arange((len(coarse) - 1) * _FINE_STEPS + 1) / _FINE_STEPS
+    fine = np.arange((len(coarse) - 1) * FINE_STEPS + 1) / FINE_STEPS
     best = np.interp(fine, np.arange(len(coarse)), coarse)
     best[fine < np.flatnonzero(coarse)[0]] = 0  # no half of the lowest MCS before its threshold
     return torch.from_numpy(best).to(device, dtype)
@@ -102,8 +102,8 @@ def mcs_efficiency(sinr: Tensor, direction: Direction) -> Tensor:
         bit/s/Hz, shape of `sinr`.
     """
     table = mcs_table(direction)
-    best = _staircase(direction, sinr.dtype, sinr.device)
-    step_db = table.sinr_step_db / _FINE_STEPS
+    best = staircase(direction, sinr.dtype, sinr.device)
+    step_db = table.sinr_step_db / FINE_STEPS
     position = sinr.log10().mul_(10 / step_db).sub_(table.sinr_min_db / step_db)
     # Indices of 32 bits halve the memory that this passes over.
     step = position.clamp_(0, best.shape[0] - 1).to(torch.int32)

@@ -17,7 +17,11 @@ from uara.errors import UserError
 Number = TypeVar("Number", float, Tensor)
 CodecName = Literal["ids", "id_prob", "topk", "full"]
 
+IdsRule = Literal["greedy", "onehot", "gumbel"]
+
 CODEC_NAMES: tuple[CodecName, ...] = ("ids", "id_prob", "topk", "full")
+IDS_RULES: tuple[IdsRule, ...] = ("greedy", "onehot", "gumbel")
+PROBABILITY_BITS = (32, 16, 8)
 DEFAULT_VOCAB_SIZE = 32_000  # Llama 2, the family of the racks' target
 DEFAULT_TOP_K = 32
 DEFAULT_TAIL_DRAWS = 8
@@ -45,18 +49,24 @@ def field_bytes(content: Number) -> Number:
 class Codec:
     """What a draft and a verdict carry, and the acceptance rule that goes with it.
 
-    `ids` sends token ids alone and is verified by GREEDY. The others are verified by rejection
-    sampling (maximal coupling, MAXC): `id_prob` sends the probability of each drafted token and
+    `ids` sends token ids alone and is verified by GREEDY (both ends take the most likely token), by
+    ONEHOT (the draft's most likely token passes with the target's probability of it) or by GUMBEL
+    (both ends sample by the same noise). The others are verified by rejection sampling (maximal
+    coupling, MAXC): `id_prob` sends the probability of each drafted token and
     gets, at a rejection, the Top-K of the target's row and draws from its tail; `topk` drafts from
     the renormalised Top-K of the draft's row and sends that row; `full` sends the whole row.
 
     Attributes:
         name: `ids`, `id_prob`, `topk` or `full`.
-        rule: key of the acceptance profile: `greedy`, `maxc` or `maxc_top<K>`.
+        rule: key of the acceptance profile: `greedy`, `onehot`, `gumbel`, `maxc`, `maxc_top<K>`, or
+            `maxc_q8` for probabilities of 8 bits; those of 16 cost less than 2^-10 of acceptance.
         vocab_size: number of token ids.
         top_k: K of the rows sent by `topk` (up) and `id_prob` (down).
         tail_draws: draws from outside the Top-K that go with a rejection under `id_prob`.
         frame_overhead_bytes: added to every frame for the transport's headers.
+        probability_bits: of a drafted token's probability under `id_prob`.
+        is_lossy: whether a rejection under `id_prob` brings the Top-K alone, which biases the
+            output by the residual outside it.
     """
 
     name: CodecName
@@ -65,6 +75,8 @@ class Codec:
     top_k: int
     tail_draws: int
     frame_overhead_bytes: int
+    probability_bits: int = 32
+    is_lossy: bool = False
 
     @property
     def id_bytes(self) -> int:
@@ -76,7 +88,7 @@ class Codec:
         """Bytes of draft probabilities that go with one drafted token."""
         return {
             "ids": 0,
-            "id_prob": PROBABILITY_BYTES,
+            "id_prob": self.probability_bits // 8,
             "topk": self.top_k * (self.id_bytes + PROBABILITY_BYTES),
             "full": self.vocab_size * PROBABILITY_BYTES,
         }[self.name]
@@ -86,7 +98,8 @@ class Codec:
         """Bytes of target probabilities that go with a rejection."""
         if self.name != "id_prob":
             return 0
-        return (self.top_k + self.tail_draws) * (self.id_bytes + PROBABILITY_BYTES)
+        draws = 0 if self.is_lossy else self.tail_draws
+        return (self.top_k + draws) * (self.id_bytes + PROBABILITY_BYTES)
 
     def _frame_bits(self, *fields: Number) -> Number:
         total = field_bytes(fields[0])
@@ -148,11 +161,15 @@ def make_codec(
     top_k: int = DEFAULT_TOP_K,
     tail_draws: int = DEFAULT_TAIL_DRAWS,
     frame_overhead_bytes: int = DEFAULT_FRAME_OVERHEAD_BYTES,
+    ids_rule: str = "greedy",
+    probability_bits: int = 32,
+    lossy: bool = False,
 ) -> Codec:
     """Make a codec of that name for a vocabulary.
 
     Raises:
-        UserError: if the name is unknown or a count is out of range.
+        UserError: if the name is unknown, a count is out of range, or an option is given that the
+            codec does not have.
     """
     if name not in CODEC_NAMES:
         raise UserError(f"codec '{name}' is unknown; allowed: {', '.join(CODEC_NAMES)}")
@@ -163,8 +180,36 @@ def make_codec(
             f"tail_draws {tail_draws} and frame_overhead_bytes {frame_overhead_bytes} are not "
             "both allowed; give at least 1 draw and at least 0 bytes"
         )
-    rule = {"ids": "greedy", "topk": f"maxc_top{top_k}"}.get(name, "maxc")
-    return Codec(name, rule, vocab_size, top_k, tail_draws, frame_overhead_bytes)
+    _check_options(name, ids_rule, probability_bits, lossy=lossy)
+    rules = {"ids": ids_rule, "topk": f"maxc_top{top_k}"}
+    rule = "maxc_q8" if probability_bits == 8 else rules.get(name, "maxc")
+    return Codec(
+        name,
+        rule,
+        vocab_size,
+        top_k,
+        tail_draws,
+        frame_overhead_bytes,
+        probability_bits,
+        lossy,
+    )
+
+
+def _check_options(name: str, ids_rule: str, probability_bits: int, *, lossy: bool) -> None:
+    if ids_rule not in IDS_RULES:
+        raise UserError(f"ids_rule '{ids_rule}' is unknown; allowed: {', '.join(IDS_RULES)}")
+    if probability_bits not in PROBABILITY_BITS:
+        raise UserError(f"probability_bits {probability_bits} is not allowed; give 32, 16 or 8")
+    if name != "ids" and ids_rule != "greedy":
+        raise UserError(
+            f"ids_rule '{ids_rule}' was given with codec '{name}', which is verified by maximal "
+            "coupling; leave it out, or set the codec to ids"
+        )
+    if name != "id_prob" and (probability_bits != 32 or lossy):
+        raise UserError(
+            f"probability_bits {probability_bits} and lossy {lossy} were given with codec "
+            f"'{name}'; only id_prob has them: leave both out, or set the codec to id_prob"
+        )
 
 
 CODECS: dict[str, Codec] = {name: make_codec(name) for name in CODEC_NAMES}

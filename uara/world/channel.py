@@ -6,6 +6,9 @@ to the end and back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,59 @@ from uara.errors import UserError
 from uara.radio.bank import ChannelBank
 from uara.radio.replay import filtered_gain, walk
 from uara.world.config import WorldConfig, reachable
+
+
+class Channel(Protocol):
+    """Gains and positions by world and slot, (B,) long both."""
+
+    def true_gain(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the gains of the slot, (B, M, E)."""
+        ...
+
+    def true_rows(self, world: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows of gains (K, M, E) and each network's row in them, (B,) long."""
+        ...
+
+    def known_gain(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the gains that are known by now, (B, M, E)."""
+        ...
+
+    def known_reachable(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Tell which servers are in reach by the known gains, (B, M, E) bool."""
+        ...
+
+    def position_m(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the devices' positions, (B, M, 2)."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldChannel:
+    """A channel that stays as it is: what somebody expects who cannot see the tracks."""
+
+    gain: Tensor  # (B, M, E)
+    reachable: Tensor  # (B, M, E) bool
+    position: Tensor  # (B, M, 2)
+
+    def true_gain(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the held gains."""
+        return self.gain
+
+    def true_rows(self, world: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the held gains, a row for each network."""
+        return self.gain, torch.arange(len(self.gain))
+
+    def known_gain(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the held gains."""
+        return self.gain
+
+    def known_reachable(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the held reach."""
+        return self.reachable
+
+    def position_m(self, world: Tensor, slot: Tensor) -> Tensor:
+        """Return the held positions."""
+        return self.position
 
 
 class ChannelReplay:

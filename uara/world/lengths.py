@@ -137,3 +137,31 @@ def _lognormal_tail(past: Tensor, cut: Tensor, mean: Tensor, sigma: Tensor) -> T
     left = (capped_mean(cut) - capped_mean(past)) / survives
     # Far out in the tail the difference of two equal numbers says nothing.
     return torch.minimum(left.clamp_min(0), (cut - past).clamp_min(0)).float()
+
+
+def draw_rest(lengths: AnswerLengths, tokens_so_far: Tensor, task: Tensor, draw: Tensor) -> Tensor:
+    """Draw lengths of answers that have come so far, by the inverse of the law beyond that point.
+
+    Args:
+        lengths: the law.
+        tokens_so_far: any shape.
+        task: long, same shape.
+        draw: uniform in (0, 1), float64, same shape.
+
+    Returns:
+        whole tokens, more than there are, float32.
+    """
+    low, high = lengths.low[task].double(), lengths.high[task].double()
+    scale = (lengths.mean[task] - lengths.low[task]).double()
+    past = (tokens_so_far - low).clamp_min(0)
+    tail = past - torch.log(draw) * scale
+    if lengths.law is not None and lengths.sigma is not None:
+        law, sigma = lengths.law[task], lengths.sigma[task].double()
+        mu = scale.clamp_min(_TINY).log() - 0.5 * sigma**2
+        passed = normal_cdf((past.clamp_min(1e-12).log() - mu) / sigma)
+        at = (passed + (1 - passed) * draw).clamp(1e-12, 1 - 1e-12)
+        lognormal = torch.exp(mu + sigma * torch.special.ndtri(at))
+        tail = torch.where(law == _LAWS["lognormal"], lognormal, tail)
+        tail = torch.where(law == _LAWS["fixed"], scale, tail)
+    whole = (low + tail).round().minimum(high)
+    return whole.maximum(tokens_so_far.double().floor() + 1).float()

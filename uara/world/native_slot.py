@@ -1,4 +1,4 @@
-"""One slot of B networks played by compiled code, for the worlds without optional features.
+"""One slot of B networks played by compiled code, for the worlds that it knows.
 
 Shape legend: B networks, M devices, E servers, R requests of a device, T slots with arrivals,
 W T slots of all worlds of the bank.
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from uara.native import load_library, pointers
 from uara.network import Decision, SlotOutcome
-from uara.prediction import MIN_RATE_BPS, Physics
+from uara.prediction import Physics
+from uara.radio.native_link import LinkConstants, NativeLink
+from uara.rates import ACTIVITY_PASSES, MIN_RATE_BPS
 from uara.serving.modes import MODES
 from uara.world.acceptance import ConstantAcceptance
 from uara.world.config import WorldConfig
@@ -40,40 +42,41 @@ _OUTCOME_COLUMNS = (
     "finished_tokens",
 )  # fmt: skip
 _FLAGS = ("active", "handover", "finished")
+_BATTERY_COLUMNS = ("battery_j", "battery_share", "failed")
 _DEVICE_CONSTANTS = ("draft_time_s", "draft_power_w")
 _SERVER_CONSTANTS = (
     "forward_fixed_s", "forward_per_row_s", "forward_per_token_s", "forward_per_context_s",
-    "server_power_w", "downlink_bandwidth_hz", "downlink_power_w", "rtt_s", "foreign_rows",
-    "foreign_prefill_tokens", "kv_capacity_tokens",
+    "server_power_w", "uplink_bandwidth_hz", "downlink_bandwidth_hz", "downlink_power_w", "rtt_s",
+    "foreign_rows", "foreign_prefill_tokens", "kv_capacity_tokens",
 )  # fmt: skip
 
 
 class _Constants(ctypes.Structure):
     """The struct `Constants` of the C file."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_float)
-        for name in (
-            "uplink_noise", "downlink_noise", "efficiency_max", "rate_min", "drafts", "id_bytes",
-            "row_bytes", "draft_base_bits", "prompt_base_bits", "verdict_accepted_bits",
-            "verdict_rejected_bits", "token_bits", "chunk_tokens", "inverse_efficiency", "slot_s",
-            "prior_tokens", "infinity", "iterations",
-        )
+    _fields_ = (
+        ("uplink_noise", ctypes.c_float),
+        ("downlink_noise", ctypes.c_float),
+        ("link", LinkConstants),
+        *(
+            (name, ctypes.c_float)
+            for name in (
+                "activity_passes", "rate_min", "drafts", "id_bytes", "row_bytes",
+                "draft_base_bits", "prompt_base_bits", "verdict_accepted_bits",
+                "verdict_rejected_bits", "token_bits", "chunk_tokens", "inverse_efficiency",
+                "slot_s", "prior_tokens", "infinity", "iterations", "idle_j", "failure_s",
+            )
+        ),
     )  # fmt: skip
 
 
 def knows_physics(physics: Physics) -> bool:
-    """Tell whether compiled code knows mode and link of a physics configuration."""
-    link = physics.config.link
-    return (
-        physics.config.mode in MODES_IN_C
-        and link.interference == "orthogonal"
-        and link.adaptation == "shannon"
-    )
+    """Tell whether compiled code knows the mode of a physics configuration."""
+    return physics.config.mode in MODES_IN_C
 
 
 def knows_world(config: WorldConfig, physics: Physics) -> bool:
-    """Tell whether compiled code can play the slots of a world: no optional feature is on."""
+    """Tell whether compiled code can play the slots of a world."""
     requests, memory = config.requests, config.memory
     return (
         knows_physics(physics)
@@ -81,7 +84,6 @@ def knows_world(config: WorldConfig, physics: Physics) -> bool:
         and not memory.admission
         and memory.handover == "prefill"
         and config.energy.form == "airtime"
-        and config.batteries is None
         and config.outages is None
         and config.believed is None
         and requests.conversations is None
@@ -106,6 +108,7 @@ class NativeSlot:
 
     library: ctypes.CDLL
     constants: _Constants
+    link: NativeLink
     machines: tuple[Tensor, ...]  # (B, M) and (B, E), in the order of the C file
     tasks: tuple[Tensor, ...]  # (number of tasks,) acceptance, and low, mean, high of answers
 
@@ -134,9 +137,11 @@ class NativeSlot:
         library = load_library(_SOURCE)
         library.scratch_floats.restype = ctypes.c_int64
         names = (*_DEVICE_CONSTANTS, *_SERVER_CONSTANTS)
+        link = NativeLink.of(physics.config.link)
         return cls(
             library=library,
-            constants=_constants(config, physics),
+            constants=_constants(config, physics, link),
+            link=link,
             machines=tuple(machines[name].contiguous() for name in names),
             tasks=(acceptance_mean, lengths.low, lengths.mean, lengths.high),
         )
@@ -163,7 +168,7 @@ class NativeSlot:
         assert decision.mode is None, "compiled code knows the world's own mode alone"
         (networks, devices), servers = now.active.shape, gain[0].shape[2]
         inputs = self._inputs(now, request, decision, gain, table, arrivals)
-        out = _Outputs.empty(networks, devices, servers)
+        out = _Outputs.empty(networks, devices, servers, batteries=now.battery_j is not None)
         sizes = (networks, devices, servers, table.task.shape[2], arrivals[1].shape[1])
         floats = self.library.scratch_floats(ctypes.c_int64(devices), ctypes.c_int64(servers))
         scratch = torch.empty(floats)
@@ -184,21 +189,22 @@ class NativeSlot:
         gain: tuple[Tensor, Tensor],
         table: RequestTable,
         arrivals: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         """List the tensors in the order of the struct `Inputs`."""
         found = (
-            *gain,
+            self.link.uplink, self.link.downlink, *gain,
             decision.server, decision.bandwidth_hz.float(), decision.power_w.float(),
             decision.draft_length,
             now.slot, now.finished, now.arrived, now.active, now.upload_bits, now.kv_tokens,
             now.tokens, now.server, now.accepted, now.tested, now.ttft_s,
+            now.battery_j,
             request["task"], request["prompt_tokens"], request["attachment_bits"],
             request["output_tokens"], request["acceptance"], request["arrival_s"],
             table.arrival_s, table.task, table.prompt_tokens, table.attachment_bits,
             table.output_tokens, table.acceptance,
             *arrivals, *self.tasks, *self.machines,
         )  # fmt: skip
-        return tuple(tensor.contiguous() for tensor in found)
+        return tuple(None if tensor is None else tensor.contiguous() for tensor in found)
 
 
 @dataclass(frozen=True)
@@ -215,9 +221,10 @@ class _Outputs:
     server_energy: Tensor
     alive: Tensor
     drained: Tensor
+    battery_columns: Tensor | None
 
     @classmethod
-    def empty(cls, networks: int, devices: int, servers: int) -> _Outputs:
+    def empty(cls, networks: int, devices: int, servers: int, *, batteries: bool) -> _Outputs:
         """Allocate."""
         shape = (networks, devices)
         return cls(
@@ -231,14 +238,15 @@ class _Outputs:
             server_energy=torch.empty(networks, servers),
             alive=torch.empty(networks),
             drained=torch.empty(networks, dtype=torch.bool),
+            battery_columns=torch.empty(len(_BATTERY_COLUMNS), *shape) if batteries else None,
         )
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor | None, ...]:
         """List them in the order of the struct."""
         return (
             self.state_columns, self.state_counts, self.outcome_columns, self.flags,
             self.finished_task, self.slot, self.kv_free, self.server_energy, self.alive,
-            self.drained,
+            self.drained, self.battery_columns,
         )  # fmt: skip
 
     def to_step(self) -> NativeStep:
@@ -247,8 +255,13 @@ class _Outputs:
         state |= zip(_STATE_COUNTS, self.state_counts.unbind(), strict=True)
         flags = dict(zip(_FLAGS, self.flags.unbind(), strict=True))
         progress = {name: state[name] for name in _IN_PROGRESS}
+        battery_j = battery_share = failed = None
+        if self.battery_columns is not None:
+            battery_j, battery_share, failed = self.battery_columns.unbind()
         return NativeStep(
-            progress=Progress(slot=self.slot, active=flags["active"], **progress),
+            progress=Progress(
+                slot=self.slot, active=flags["active"], battery_j=battery_j, **progress
+            ),
             request={name: state[name] for name in _IN_REQUEST},
             known={
                 **{name: state[name] for name in _IN_KNOWN},
@@ -262,6 +275,8 @@ class _Outputs:
                 finished=flags["finished"],
                 finished_task=self.finished_task,
                 drained=self.drained,
+                battery_share=battery_share,
+                failed=failed,
                 **dict(zip(_OUTCOME_COLUMNS, self.outcome_columns.unbind(), strict=True)),
             ),
         )
@@ -279,15 +294,15 @@ _IN_KNOWN = (
 )  # fmt: skip
 
 
-def _constants(config: WorldConfig, physics: Physics) -> _Constants:
+def _constants(config: WorldConfig, physics: Physics, native: NativeLink) -> _Constants:
     """Fill the struct; a frame's base is what it has without the contents that vary."""
-    link, codec = physics.config.link, physics.codec
-    gap = 10 ** (link.snr_gap_db / 10)
+    link, codec, batteries = physics.config.link, physics.codec, config.batteries
     empty_field_bits = 8.0 * 2  # the head of a field without content
     return _Constants(
-        uplink_noise=link.uplink_noise_w_per_hz * gap,
-        downlink_noise=link.downlink_noise_w_per_hz * gap,
-        efficiency_max=link.spectral_efficiency_max,
+        uplink_noise=link.uplink_noise_w_per_hz,
+        downlink_noise=link.downlink_noise_w_per_hz,
+        link=native.constants,
+        activity_passes=ACTIVITY_PASSES if link.interference == "reuse1" else 0,
         rate_min=MIN_RATE_BPS,
         drafts=float(MODES[physics.config.mode].drafts),
         id_bytes=codec.id_bytes,
@@ -303,4 +318,6 @@ def _constants(config: WorldConfig, physics: Physics) -> _Constants:
         prior_tokens=config.acceptance_prior_tokens,
         infinity=float("inf"),
         iterations=physics.config.batching.iterations,
+        idle_j=0.0 if batteries is None else batteries.idle_power_w * config.slot_s,
+        failure_s=0.0 if batteries is None else batteries.failure_s,
     )

@@ -194,8 +194,7 @@ def draw_requests(
     if config.acceptance_drift > 0:
         shift = config.acceptance_drift * passed * _drift_sign(episode, 0)
         mean = (mean + shift.float()).clamp(LOWEST, HIGHEST)
-    # Uniform with the measured mean and spread, kept inside (0, 1) without moving the mean.
-    half_width = (std * math.sqrt(3)).minimum(0.98 - mean).minimum(mean - 0.02).clamp_min(0)
+    half_width = half_widths(mean, std)
     swing = 2 * uniform(*keys, int(Purpose.ACCEPTANCE)) - 1
     attachment = torch.tensor([t.attachment_bits for t in config.tasks])[task]
     prompt = draw_lengths(keys, Purpose.PROMPT, task, config.tasks, "prompt_tokens")
@@ -218,6 +217,11 @@ def draw_requests(
         history_tokens=history,
         block_rate=_draw_block_rates(keys, task, acceptance, config, traces),
     )
+
+
+def half_widths(mean: Tensor, std: Tensor) -> Tensor:
+    """Find the half width of a uniform law with this spread, kept inside (0, 1) around its mean."""
+    return (std * math.sqrt(3)).minimum(0.98 - mean).minimum(mean - 0.02).clamp_min(0)
 
 
 def _drift_sign(episode: Tensor, what: int) -> Tensor:

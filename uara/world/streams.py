@@ -31,13 +31,16 @@ class Purpose(IntEnum):
     OUTAGE_GAP = 11
     OUTAGE_LENGTH = 12
     BATTERY = 13
+    REST_OF_ANSWER = 14
+    REST_OF_OUTAGE = 15
 
 
 def _mix(value: Tensor) -> Tensor:
     """Apply the finaliser of SplitMix64 (Steele et al., OOPSLA 2014) to int64, wrapping."""
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * _MIX_2
-    return value ^ ((value >> 31) & 0x1FFFFFFFF)
+    # In place where a fresh tensor is at hand: memory is what this waits for.
+    value = (value >> 30).bitwise_and_(0x3FFFFFFFF).bitwise_xor_(value).mul_(_MIX_1)
+    value = (value >> 27).bitwise_and_(0x1FFFFFFFFF).bitwise_xor_(value).mul_(_MIX_2)
+    return (value >> 31).bitwise_and_(0x1FFFFFFFF).bitwise_xor_(value)
 
 
 def uniform(*keys: Tensor | int) -> Tensor:
@@ -53,5 +56,5 @@ def uniform(*keys: Tensor | int) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for key in keys:
         state = _mix(state + _GOLDEN + _mix(torch.as_tensor(key, dtype=torch.int64) + _GOLDEN))
-    bits = (state >> 11) & 0x1FFFFFFFFFFFFF
-    return (bits.to(torch.float64) + 0.5) / 2.0**53
+    bits = (state >> 11).bitwise_and_(0x1FFFFFFFFFFFFF)
+    return bits.to(torch.float64).add_(0.5).mul_(2.0**-53)

@@ -27,7 +27,7 @@ from uara.world.acceptance import (
 )
 from uara.world.batteries import Drain, drain, draw_battery_j
 from uara.world.carry import carry_work
-from uara.world.channel import ChannelReplay, look_up
+from uara.world.channel import Channel, ChannelReplay, look_up
 from uara.world.config import (
     MACHINE_TIMES,
     WorldConfig,
@@ -38,6 +38,7 @@ from uara.world.config import (
     reachable,
 )
 from uara.world.holding import Holding, held_tokens, hold_back
+from uara.world.native_requests import NativeRequests
 from uara.world.native_slot import NativeSlot, knows_world
 from uara.world.outages import draw_outages, outages_at, reachable_in_outage
 from uara.world.progress import Progress
@@ -65,7 +66,7 @@ class World:
         self.config = config
         self.physics = physics
         self.bank = bank
-        self.channel = ChannelReplay(config, bank)
+        self.channel: Channel = ChannelReplay(config, bank)
         self.num_networks = num_networks
         self.num_devices = bank.gain_db.shape[2]
         self.num_servers = len(config.servers)
@@ -92,6 +93,7 @@ class World:
         phones = phone_constants(config, num_networks, self.num_devices)
         self._battery_j, self._draft_flop = phones["battery_j"], phones["draft_flop_per_token"]
         self.world = torch.zeros(num_networks, dtype=torch.long)
+        self._native_requests: NativeRequests | None = None
         none = torch.zeros(num_networks, dtype=torch.int64)
         self.requests = self._draw(none)
         self.arrivals, self.waiting_s = self._count_by_slot(self.requests)
@@ -109,11 +111,14 @@ class World:
         self._native: NativeSlot | None = None
 
     def compile(self) -> bool:
-        """Play slots with compiled code from now on, where it knows this world; tell whether.
+        """Play slots and draw requests with compiled code where it knows this world; tell whether.
 
         Raises:
             UserError: if there is no C compiler.
         """
+        sizes = (self.num_devices, self.config.horizon_slots * self.config.slot_s)
+        rates = (self.acceptance_mean, self.acceptance_std)
+        self._native_requests = NativeRequests.of(self.config.requests, *sizes, *rates)
         if knows_world(self.config, self.physics):
             given = (self._constants, self.lengths, self.acceptance_mean)
             self._native = NativeSlot.of(self.config, self.physics, *given)
@@ -475,12 +480,10 @@ class World:
 
     def _draw(self, episode: Tensor) -> RequestTable:
         """Draw request tables for episode keys (K,)."""
+        if self._native_requests is not None:
+            return self._native_requests(episode)
+        horizon_s = self.config.horizon_slots * self.config.slot_s
+        rates = (self.acceptance_mean, self.acceptance_std)
         return draw_requests(
-            episode,
-            self.num_devices,
-            self.config.horizon_slots * self.config.slot_s,
-            self.config.requests,
-            self.acceptance_mean,
-            self.acceptance_std,
-            self._traces,
+            episode, self.num_devices, horizon_s, self.config.requests, *rates, self._traces
         )

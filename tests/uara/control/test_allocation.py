@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.control.draft_length import argmin, fixed
-from uara.control.power import full
+from uara.control.power import PowerConfig, full
 from uara.errors import UserError
 from uara.network import Decision, NetworkState
 from uara.prediction import Physics, predict
@@ -60,10 +60,11 @@ def test_hopeless_draft_hands_the_request_to_the_server(
     assert argmin(state, with_length(state, 3), physics).item() == 0
 
 
-def test_fixed_length_and_full_power(make_state: MakeState) -> None:
+def test_fixed_length_and_full_power(make_state: MakeState, physics: Physics) -> None:
     state = make_state(2, 3, 2)
     assert fixed(state, 5).tolist() == [[5] * 3] * 2
-    assert torch.equal(full(state), state.power_max_w)
+    power_w = full(state, with_length(state, 5), physics, PowerConfig())
+    assert torch.equal(power_w, state.power_max_w)
 
 
 def test_allocator_keeps_the_servers_and_sets_the_rest(

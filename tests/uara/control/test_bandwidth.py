@@ -10,7 +10,19 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from uara.control.bandwidth import BANDWIDTH_RULES, equal, split_band, square_root
+from uara.control.bandwidth import (
+    BANDWIDTH_RULES,
+    BandwidthRule,
+    demand,
+    equal,
+    equal_finish,
+    goodput,
+    least_sum,
+    proportional_fair,
+    split_band,
+    square_root,
+)
+from uara.control.request_work import RequestWork, request_work
 from uara.network import Decision, NetworkState, Phase
 from uara.prediction import Physics, PhysicsConfig, uplink_rate_bps
 from uara.radio.link import LinkConfig
@@ -105,18 +117,99 @@ def test_request_with_nothing_to_send_gets_nothing(make_state: MakeState, physic
     torch.testing.assert_close(given[0, 1], state.uplink_bandwidth_hz[0, 0])
 
 
-def test_every_rule_stands_in_the_table() -> None:
-    assert {"equal": equal, "square_root": square_root} == BANDWIDTH_RULES
+# The exact rules, on whole states.
 
 
-def test_no_link_of_the_tables_is_spread_to_death(make_state: MakeState) -> None:
+def here(state: NetworkState) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put everybody on the first server with drafts of 4."""
+    return torch.zeros_like(state.phase), torch.full_like(state.phase, 4)
+
+
+def rates_bps(
+    state: NetworkState, bandwidth_hz: torch.Tensor, physics: Physics
+) -> tuple[torch.Tensor, RequestWork]:
+    server, length = here(state)
+    decision = Decision(server, bandwidth_hz, state.power_max_w, length)
+    at_equal = Decision(server, equal(state, server, length, physics), state.power_max_w, length)
+    return uplink_rate_bps(state, decision, physics), request_work(state, at_equal, physics)
+
+
+def test_equal_finish_ends_all_requests_together(make_state: MakeState, physics: Physics) -> None:
+    state = make_state(20, 5, 1, seed=3, fresh=True, gain=torch.logspace(-12, -9, 5)[:, None])
+    rate_bps, work = rates_bps(state, equal_finish(state, *here(state), physics), physics)
+    end_s = work.other_s + work.bits / rate_bps
+    torch.testing.assert_close(
+        end_s, end_s.amax(1, keepdim=True).expand_as(end_s), rtol=1e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize("rule", [equal, demand, square_root, equal_finish, goodput])
+def test_no_rule_has_a_smaller_sum_of_upload_times_than_least_sum(
+    make_state: MakeState, physics: Physics, rule: BandwidthRule
+) -> None:
+    state = make_state(60, 5, 1, seed=3, fresh=True)
+
+    def total_s(split: BandwidthRule) -> torch.Tensor:
+        rate_bps, work = rates_bps(state, split(state, *here(state), physics), physics)
+        return (work.bits / rate_bps).sum(1)
+
+    ratio = total_s(rule) / total_s(least_sum)
+    assert (ratio > 1 - 1e-5).all()
+    assert ratio.max() > 1.001
+
+
+def test_exact_rules_have_their_closed_forms_where_efficiencies_are_fixed(
+    make_state: MakeState, physics: Physics
+) -> None:
+    # Strong links: all are at the cap of 5.55 bit/s/Hz whatever their bandwidth. The first request
+    # asks for much and gives little.
+    state = make_state(10, 4, 1, seed=7, fresh=True, gain=1e-4, uplink_bandwidth_hz=1e6)
+    state.upload_bits[:, 0], state.expected_remaining_tokens[:, 0] = 1e8, 1
+    where, band_hz = here(state), state.uplink_bandwidth_hz
+
+    def split(rule: BandwidthRule) -> torch.Tensor:
+        return rule(state, *where, physics) / band_hz
+
+    _, work = rates_bps(state, equal(state, *where, physics), physics)
+    c, a = work.bits / (5.55 * band_hz), work.other_s
+    torch.testing.assert_close(split(least_sum), split(square_root), rtol=1e-4, atol=0)
+    torch.testing.assert_close(split(proportional_fair), split(equal), rtol=1e-5, atol=0)
+    torch.testing.assert_close(split(demand), c / c.sum(1, keepdim=True), rtol=1e-5, atol=0)
+    end_s = a + c / split(equal_finish)
+    torch.testing.assert_close(end_s, end_s[:, :1].expand_as(end_s), rtol=1e-4, atol=0)
+    # b = max(0, sqrt(E c / mu) - c) / a: (a b + c) / sqrt(E c) is one number for all with a band.
+    b = split(goodput)
+    level = (a * b + c) / (work.tokens * c).sqrt()
+    for network in range(10):
+        has = b[network] > 0
+        levels = level[network]
+        torch.testing.assert_close(
+            levels[has], levels[has].mean().expand(int(has.sum())), rtol=1e-4, atol=0
+        )
+        assert (levels[~has] >= levels[has].min() * (1 - 1e-4)).all()
+    assert (b[:, 0] == 0).all()
+
+
+def test_hopeless_link_gets_no_more_than_helps_it(make_state: MakeState, physics: Physics) -> None:
+    # Far below the noise at any width: fixed bit/s/Hz would give it nearly the whole band.
+    gain = torch.tensor([1e-10, 1e-10, 1e-18]).unsqueeze(-1)
+    state = make_state(
+        1, 3, 1, phase=Phase.UPLOADING, upload_bits=1e6, gain=gain, power_max_w=0.2,
+        expected_remaining_tokens=10, acceptance=0.7, uplink_bandwidth_hz=1e6,
+    )  # fmt: skip
+    fixed, exact = (rule(state, *here(state), physics)[0, 2] for rule in (square_root, least_sum))
+    assert exact < fixed / 2
+
+
+@pytest.mark.parametrize("name", sorted(set(BANDWIDTH_RULES) - {"equal", "demand"}))
+def test_no_link_of_the_tables_is_spread_to_death(make_state: MakeState, name: str) -> None:
     physics = Physics.of(PhysicsConfig(link=LinkConfig(adaptation="mcs")))
     # The last two are too weak for a quarter of the band; the last for any width.
     gain = torch.tensor([[1e-9, 1e-11, 4e-15, 1e-19]]).unsqueeze(-1)
     state = make_state(1, 4, 1, gain=gain, phase=Phase.UPLOADING, upload_bits=1e6, power_max_w=0.2,
                        uplink_bandwidth_hz=1e6)  # fmt: skip
     server, length = torch.zeros(1, 4, dtype=torch.long), torch.full((1, 4), 4)
-    given = square_root(state, server, length, physics)
+    given = BANDWIDTH_RULES[name](state, server, length, physics)
     shared = equal(state, server, length, physics)
 
     def alive(hertz: torch.Tensor) -> list[bool]:

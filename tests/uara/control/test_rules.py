@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.control.association import ASSOCIATION_RULES
+from uara.control.greedy import greedy_latency
 from uara.control.rules import RuleController
 from uara.errors import UserError
 from uara.network import Controller, Decision, NetworkState, Phase
@@ -21,7 +22,13 @@ from uara.prediction import Physics, predict
 
 MakeState = Callable[..., NetworkState]
 RULES = pytest.mark.parametrize("rule", ASSOCIATION_RULES)
-SIMPLE_RULES = pytest.mark.parametrize("rule", [n for n in ASSOCIATION_RULES if n[:6] != "greedy"])
+SIMPLE_RULES = pytest.mark.parametrize(
+    "rule",
+    [
+        *("random", "max_gain", "max_sinr", "bias_cre", "max_compute", "least_loaded"),
+        *("max_compute_share", "max_rate_share"),
+    ],
+)
 
 
 def decide(
@@ -155,7 +162,7 @@ def test_greedy_comes_close_to_the_best_of_all_associations(
     )
     gap = found / best - 1
     assert (gap > -1e-5).all()
-    assert gap.mean() < 0.025
+    assert gap.mean() < 0.01
     # The bound says something: a simple rule is far from it.
     assert (simple / best - 1).mean() > 0.1
 
@@ -164,7 +171,7 @@ def test_greedy_inserts_new_requests_by_best_gain_where_the_total_is_least(
     typical: NetworkState, physics: Physics
 ) -> None:
     allocator = Allocator(AllocationConfig(), physics)
-    server = decide("greedy_latency", typical, physics).server
+    server = greedy_latency(typical, allocator, torch.Generator(), sweeps=1, swaps=False)
     for network in range(15):
         alone = typical.select(torch.tensor([network]))
         best_gain = alone.gain[0].max(1).values.tolist()
@@ -212,7 +219,7 @@ def test_rule_is_a_controller(rule: str, physics: Physics) -> None:
 
 
 @RULES
-@settings(max_examples=25)
+@settings(max_examples=7)
 @given(st.integers(0, 10_000), st.sampled_from(["equal", "square_root"]), st.integers(1, 6))
 def test_decision_keeps_to_reach_budgets_and_limits(
     make_state: MakeState, physics: Physics, rule: str, seed: int, bandwidth: str, devices: int

@@ -12,8 +12,8 @@ from uara.decoding.fallback import Fallback, FallbackConfig, lower_acceptance
 from uara.decoding.kernel import KernelSettings, VirtualKernel
 from uara.decoding.nodes import DeviceNode
 from uara.decoding.protocol import RuleCode
-from uara.decoding.randomness import derive_seed
-from uara.decoding.rules import Sampling, truncate, warp
+from uara.decoding.randomness import Draws, Purpose, derive_seed
+from uara.decoding.rules import Sampling, round_up, truncate, warp
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.shadow import Shadow
 from uara.decoding.verifier import Contract
@@ -36,7 +36,7 @@ def test_the_mean_over_the_targets_tokens_is_the_overlap_of_the_laws(
     law = warp(draft.logits[2, 3], Sampling(temperature=0.8))
     mean = 0.0
     for token in range(vocab):
-        shadow = Shadow(draft, contract(code), (1, 2))
+        shadow = Shadow(draft, contract(code), (1, 2), Draws(0))
         shadow.compare((3,), token, float(target[token]))
         mean += float(target[token]) * shadow.total
     if code is RuleCode.IDS:
@@ -44,6 +44,36 @@ def test_the_mean_over_the_targets_tokens_is_the_overlap_of_the_laws(
     else:
         law = truncate(law, 2) if code is RuleCode.TOPK else law
         assert mean == pytest.approx(np.minimum(law, target).sum())
+
+
+def test_rounded_probabilities_cost_acceptance_in_the_estimate_too(table_model: Any) -> None:
+    draft, sampling = table_model(5, 1), Sampling(temperature=0.8)
+    target = warp(table_model(5, 0).logits[2, 3], sampling)
+    law = warp(draft.logits[2, 3], sampling)
+    rounded = Contract(RuleCode.ID_PROB, sampling, 2, 1, probability_bits=8)
+    mean = 0.0
+    for token, probability in enumerate(target):
+        shadow = Shadow(draft, rounded, (1, 2), Draws(0))
+        shadow.compare((3,), token, float(probability))
+        mean += float(probability) * shadow.total
+    passed = float((law * np.minimum(1, target / round_up(law, 8))).sum())
+    assert mean == pytest.approx(passed)
+    assert mean < np.minimum(law, target).sum() - 1e-3
+
+
+def test_coupled_drafts_are_worth_what_the_shared_noise_lets_pass(table_model: Any) -> None:
+    draft, sampling = table_model(5, 1), Sampling(temperature=0.8)
+    target = warp(table_model(5, 0).logits[2, 3], sampling)
+    law = warp(draft.logits[2, 3], sampling)
+    shares = []
+    for seed in range(2000):
+        token = Draws(seed).race(Purpose.TARGET, 3, target)
+        shadow = Shadow(draft, contract(RuleCode.GUMBEL), (1, 2), Draws(seed))
+        shadow.compare((3,), token, float(target[token]))
+        shares.append(shadow.total)
+    # Both races are won by x with 1 / sum_y max(p_y / p_x, q_y / q_x).
+    both = [1 / np.maximum(target / target[x], law / law[x]).sum() for x in range(5)]
+    assert np.mean(shares) == pytest.approx(sum(both), abs=0.03)
 
 
 def play(alpha: float, rtt_s: float, planner: Any, *, count: int = 6) -> VirtualKernel:
@@ -88,7 +118,7 @@ def test_where_drafts_pay_it_speculates_after_a_few_tokens(fixed_plan: Any) -> N
 
 def test_an_estimate_from_few_tokens_is_bounded_well_below_its_mean(table_model: Any) -> None:
     node = DeviceNode(DeviceProfile(DRAFT_S))
-    node.shadow = Shadow(table_model(5, 1), contract(RuleCode.FULL), (1,))
+    node.shadow = Shadow(table_model(5, 1), contract(RuleCode.FULL), (1,), Draws(0))
     bounds = []
     for count in (4, 16, 256):
         node.shadow.count, node.shadow.total, node.shadow.squares = count, 0.8 * count, 0.8 * count

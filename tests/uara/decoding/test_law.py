@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from uara.decoding import drafter, rules
+from benchmarks.exactness_trials import fit
+from uara.decoding import contract, rules
 from uara.decoding.kernel import KernelSettings, VirtualKernel
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws, Purpose, derive_seed
@@ -26,7 +26,7 @@ VOCAB = 4
 TOKENS = 3
 DEVICES = 10
 TEXT = (2, 1)
-SAMPLED = (RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL)
+SAMPLED = (RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL, RuleCode.GUMBEL)
 
 
 def run_many(code: RuleCode, count: int, table_model: Any, planner: Any) -> list[list[int]]:
@@ -65,17 +65,7 @@ def target_law(table_model: Any) -> dict[tuple[int, ...], float]:
 
 def p_value(answers: Sequence[Sequence[int]], law: dict[tuple[int, ...], float]) -> float:
     """Test answers against a law by chi-square, with rare cells merged."""
-    observed = dict.fromkeys(law, 0)
-    for answer in answers:
-        observed[tuple(answer)] += 1
-    expected = {cell: share * len(answers) for cell, share in law.items()}
-    rare = {cell for cell, value in expected.items() if value < 5}
-    seen = [observed[cell] for cell in law if cell not in rare]
-    wanted = [expected[cell] for cell in law if cell not in rare]
-    if rare:
-        seen.append(sum(observed[cell] for cell in rare))
-        wanted.append(sum(expected[cell] for cell in rare))
-    return float(stats.chisquare(seen, wanted).pvalue)
+    return fit([tuple(answer) for answer in answers], law).p_value
 
 
 @pytest.mark.parametrize("code", SAMPLED)
@@ -101,7 +91,9 @@ def invert_ratio(target: float, draft: float) -> float:
     return min(1.0, draft / target) if target else 0.0
 
 
-def residual_of_truncated_target(target: Floats, draft: Floats) -> Floats:
+def residual_of_truncated_target(
+    target: Floats, draft: Floats, sent: Floats | None = None
+) -> Floats:
     row = np.maximum(truncate(target, 1) - draft, 0)
     return row if row.any() else target
 
@@ -154,7 +146,7 @@ def test_a_token_outside_the_reported_law_is_refused(
     monkeypatch: pytest.MonkeyPatch, table_model: Any, fixed_plan: Any
 ) -> None:
     # Mutant draft_untruncated_but_tested_truncated: the draw ignores the cut, the report keeps it.
-    monkeypatch.setattr(drafter, "truncate", lambda row, top_k: row)
+    monkeypatch.setattr(contract, "truncate", lambda row, top_k: row)
     plan = fixed_plan.of(draft_length=4, devices=DEVICES)
     with pytest.raises(ValueError, match="was drafted with probability 0"):
         run_many(RuleCode.TOPK, 50, table_model, plan)

@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from tests.uara.decoding.test_law import DEVICES, MUTANTS, TEXT, TOKENS, VOCAB, p_value, target_law
-from uara.decoding import verifier
 from uara.decoding.bernoulli import bernoulli_pair
-from uara.decoding.chain import verify_chain
 from uara.decoding.exactness import check_greedy_exact
 from uara.decoding.kernel import KernelSettings, VirtualKernel
 from uara.decoding.kv import TransformerModel
@@ -29,7 +27,7 @@ from uara.serving.hardware import ForwardTime
 from uara.serving.modes import MODES, RoundParts
 from uara.serving.modes.psd import TIME_SPREAD
 
-SAMPLED = (RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL)
+SAMPLED = (RuleCode.ID_PROB, RuleCode.TOPK, RuleCode.FULL, RuleCode.GUMBEL)
 FORWARD = ForwardTime(0.03, 0.002, 0.001, 0.0)
 
 
@@ -156,6 +154,7 @@ def law_of(
 
 @pytest.mark.parametrize(("mode", "code", "seed"), [
     ("async", RuleCode.ID_PROB, 21), ("async", RuleCode.TOPK, 22), ("psd", RuleCode.FULL, 23),
+    ("async", RuleCode.GUMBEL, 26),
 ])  # fmt: skip
 def test_three_tokens_have_the_targets_joint_law(
     mode: str, code: RuleCode, seed: int, table_model: Any, random_plans: Any
@@ -180,10 +179,12 @@ def test_p4_rows_behind_a_rejection_are_void(
     monkeypatch: pytest.MonkeyPatch, table_model: Any, fixed_plan: Any
 ) -> None:
     # Mutant: tokens are judged by the row behind the block, which hangs on what is voided.
-    def late(rows: Any, *rest: Any) -> Any:
-        return verify_chain([rows[-1]] * len(rows), *rest)
+    verify = Contract.verify
 
-    monkeypatch.setattr(verifier, "verify_chain", late)
+    def late(self: Contract, rows: Any, *rest: Any, **more: Any) -> Any:
+        return verify(self, [rows[-1]] * len(rows), *rest, **more)
+
+    monkeypatch.setattr(Contract, "verify", late)
     plan = fixed_plan.of(draft_length=4, devices=DEVICES)
     assert law_of(RuleCode.FULL, table_model, plan, 800, 24) < 1e-6
 

@@ -25,7 +25,7 @@ from uara.decoding.protocol import (
     decode,
     encode,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Pairs, to_lattice
+from uara.decoding.rules import EMPTY_PAIRS, Pairs, round_up, to_lattice
 
 ROW = to_lattice(np.array([0.5, 0.2, 0.1, 0.3]))
 PAIRS = Pairs(np.array([2, 0]), ROW[[2, 0]])
@@ -83,6 +83,23 @@ def test_every_codec_brings_its_rows_over(code: RuleCode, row: Pairs) -> None:
     assert fields(decode(encode(frame, form), form)) == fields(frame)
 
 
+@pytest.mark.parametrize(("bits", "size"), [(32, 4), (16, 2), (8, 1)])
+def test_rounded_probabilities_come_over_as_they_are(bits: int, size: int) -> None:
+    form, whole = Format(RuleCode.ID_PROB, 4, 2, bits), Format(RuleCode.IDS, 4, 2)
+    rows = tuple(Pairs(np.array([i]), round_up(ROW[[i]], bits)) for i in (2, 0, 3))
+    frame = Draft(1, 0, 0, 5, NO_TOKEN, (2, 0, 3), rows)
+    assert fields(decode(encode(frame, form), form)) == fields(frame)
+    bare = Draft(1, 0, 0, 5, NO_TOKEN, (2, 0, 3), ())
+    assert len(encode(frame, form)) == len(encode(bare, whole)) + 3 * size
+
+
+@pytest.mark.parametrize(("bits", "is_lossy"), [(32, True), (16, False), (8, True)])
+def test_the_opening_frame_agrees_on_rounding_and_loss(bits: int, is_lossy: bool) -> None:
+    changed = {"rule": RuleCode.ID_PROB, "probability_bits": bits, "is_lossy": is_lossy}
+    frame = Open(**{**vars(OPEN), **changed})
+    assert decode(encode(frame, Format(RuleCode.ID_PROB, 4, 2))) == frame
+
+
 def test_the_opening_frame_needs_no_agreement() -> None:
     assert decode(encode(OPEN, Format(RuleCode.TOPK, 4, 2))) == OPEN
     with pytest.raises(ProtocolError, match="begins with Open"):
@@ -100,6 +117,8 @@ def broken() -> dict[str, bytes]:
         body = msgspec.msgpack.encode(parts)
         return struct.pack("<I", len(body)) + body
 
+    rounded = bytearray(encode(OPEN, form))
+    rounded[9] |= 0x10  # `topk` has whole probabilities
     version = bytearray(encode(OPEN, form))
     version[8] = 77  # behind the length (4 bytes), array and tag (2), head of the binary (2)
     return {
@@ -115,6 +134,7 @@ def broken() -> dict[str, bytes]:
         "outside .0, 1. ": wire(2, header, token, np.array([np.nan], "<f4").tobytes()),
         "no whole number of .id": wire(5, Tails.LAYOUT.pack(1, 2, 3, 0), b"abc"),
         "version 77": bytes(version),
+        "rule 0x12 is unknown": bytes(rounded),
     }
 
 

@@ -1,12 +1,7 @@
 """The law of draft and verify, by algebra and by enumeration of every possibility."""
 
-# ruff: noqa: D101, D102 -- the names of test doubles say what they do
-
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -15,263 +10,79 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.exactness_mutants import MUTANTS
+from benchmarks.exactness_trials import (
+    CASES,
+    Enumeration,
+    Tables,
+    Trial,
+    exact_law,
+    joint_race,
+    total_variation,
+)
 from uara.decoding import rules
-from uara.decoding.randomness import Purpose
+from uara.decoding.contract import Contract
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import Draws
 from uara.decoding.rules import (
     EMPTY_PAIRS,
     LATTICE,
     Pairs,
     Sampling,
-    SplitRule,
-    resolve,
+    lost_residual,
+    residual,
+    round_up,
     to_lattice,
     top_pairs,
-    truncate,
     verify,
     warp,
 )
 
 Floats = NDArray[np.float64]
-Prefix = tuple[int, ...]
+ROUNDED = ("maxc / id_prob, 16 bits", "maxc / id_prob, 8 bits")
 
 
-class Enumeration:
-    """A source of choices that follows a given path and notes the branches beside it."""
-
-    def __init__(self, path: tuple[int, ...]) -> None:
-        self.path, self.step, self.probability = path, 0, 1.0
-        self.taken: list[int] = []
-        self.branches: list[tuple[int, ...]] = []
-
-    def choose(self, weights: Floats) -> int:
-        options = [int(i) for i in np.flatnonzero(weights)]
-        if self.step < len(self.path):
-            chosen = self.path[self.step]
-        else:
-            chosen = options[0]
-            self.branches += [(*self.taken, other) for other in options[1:]]
-        self.step += 1
-        self.taken.append(chosen)
-        self.probability *= float(weights[chosen] / weights.sum())
-        return chosen
-
-    def flip(self, purpose: Purpose, position: int, probability: float, index: int = 0) -> bool:
-        return self.choose(np.array([1 - probability, probability])) == 1
-
-    def pick(self, purpose: Purpose, position: int, weights: Floats, index: int = 0) -> int:
-        return self.choose(weights)
-
-
-class ReusedUniform(Enumeration):
-    """Tests two neighbouring positions with one and the same uniform."""
-
-    bounds: tuple[float, float] = (0.0, 1.0)
-
-    def flip(self, purpose: Purpose, position: int, probability: float, index: int = 0) -> bool:
-        if purpose is not Purpose.ACCEPT:
-            return super().flip(purpose, position, probability)
-        low, high = self.bounds if position % 2 else (0.0, 1.0)
-        share = min(max((probability - low) / (high - low), 0.0), 1.0)
-        passes = super().flip(purpose, position, share)
-        self.bounds = (low, min(high, probability)) if passes else (max(low, probability), high)
-        return passes
-
-
-def exact_law(
-    experiment: Callable[[Enumeration], Prefix], source: type[Enumeration] = Enumeration
-) -> dict[Prefix, float]:
-    law: dict[Prefix, float] = defaultdict(float)
-    pending: list[tuple[int, ...]] = [()]
-    while pending:
-        choices = source(pending.pop())
-        law[experiment(choices)] += choices.probability
-        pending += choices.branches
+def deviation(contract: Contract, vocab_size: int, lengths: tuple[int, ...]) -> float:
+    tables = Tables.draw(vocab_size, seed=vocab_size, concentration=0.8)
+    trial = Trial(contract, tables, tokens=lengths[0] + 1, lengths=lengths)
+    law = exact_law(trial)
     assert sum(law.values()) == pytest.approx(1.0, abs=1e-12)
-    return law
+    return total_variation(law, trial.target_law())
 
 
-def random_rows(vocab_size: int, depth: int, seed: int) -> dict[Prefix, Floats]:
-    """A law of the next token for every prefix, some with zeros."""
-    generator = np.random.default_rng(seed)
-    rows = {}
-    for length in range(depth + 1):
-        for prefix in itertools.product(range(vocab_size), repeat=length):
-            weights = generator.gamma(0.6, 1.0, vocab_size) * (generator.random(vocab_size) > 0.15)
-            rows[prefix] = to_lattice(weights + 1e-3 * (weights.sum() == 0))
-    return rows
-
-
-class Round:
-    """One round of drafting and verification, continued by the target up to a fixed length."""
-
-    def __init__(self, vocab_size: int, gamma: int, codec: str, seed: int) -> None:
-        self.gamma, self.codec, self.vocab_size = gamma, codec, vocab_size
-        self.target = random_rows(vocab_size, gamma + 1, seed)
-        self.draft = random_rows(vocab_size, gamma + 1, seed + 1)
-        self.top_k = 2
-
-    # What a mutant overrides.
-    def drafted(self, row: Floats, choices: Enumeration, position: int) -> int:
-        return choices.pick(Purpose.DRAFT, position, row)
-
-    def reported(self, row: Floats) -> Floats:
-        return row
-
-    def keeps(self, row: Floats, token: int) -> bool:
-        return True
-
-    def after(self, tokens: Prefix, accepted: int, correction: int) -> Prefix:
-        return (*tokens[:accepted], correction)
-
-    def law_of_draft(self, prefix: Prefix) -> Floats:
-        row = self.draft[prefix]
-        if self.codec == "topk":
-            return truncate(row, self.top_k)
-        if self.codec == "ids":
-            return np.eye(self.vocab_size)[int(np.argmax(row))]
-        return row
-
-    def known(self, row: Floats, token: int) -> Pairs:
-        if self.codec == "id_prob":
-            return Pairs(np.array([token]), row[[token]])
-        if self.codec == "topk":
-            return top_pairs(row, self.top_k)
-        return Pairs(np.arange(self.vocab_size), row)
-
-    def __call__(self, choices: Enumeration) -> Prefix:
-        tokens: Prefix = ()
-        known = []
-        for position in range(self.gamma):
-            row = self.law_of_draft(tokens)
-            token = self.drafted(row, choices, position)
-            if not self.keeps(row, token):
-                break
-            known.append(self.known(self.reported(row), token))
-            tokens = (*tokens, token)
-        rows = [self.target[tokens[:i]] for i in range(len(tokens) + 1)]
-        split = SplitRule(self.top_k, 2) if self.codec == "id_prob" else None
-        sent = [] if self.codec == "ids" else known
-        outcome = verify(rows, tokens, sent, split, 0, choices)
-        token = outcome.token
-        if token is None:
-            row = self.law_of_draft(tokens[: outcome.accepted])
-            token = self.resolved(outcome, row, rows[outcome.accepted], choices)
-        done = self.after(tokens, outcome.accepted, token)
-        while len(done) < self.gamma + 1:
-            done = (*done, choices.pick(Purpose.TARGET, len(done), self.target[done]))
-        return done
-
-    def resolved(
-        self, outcome: rules.Outcome, draft: Floats, target: Floats, choices: Enumeration
-    ) -> int:
-        result = resolve(draft, outcome.top, outcome.tails, 0, outcome.accepted, choices)
-        if result.token is not None:
-            return result.token
-        more = rules.draw_tails(target, outcome.top, 1, result.drawn, outcome.accepted, choices)
-        result = resolve(draft, outcome.top, more, result.drawn, outcome.accepted, choices)
-        if result.token is not None:
-            return result.token
-        # A tail draw is awaited: it is kept by the tail's share, or all begins anew.
-        whole = np.maximum(target - draft, 0)
-        tail_target, tail_residual = target.copy(), whole.copy()
-        tail_target[outcome.top.ids] = tail_residual[outcome.top.ids] = 0
-        if choices.choose(np.array([tail_residual.sum(), (tail_target - tail_residual).sum()])):
-            return choices.choose(whole)
-        return choices.choose(tail_residual)
-
-    def deviation(self, source: type[Enumeration] = Enumeration) -> float:
-        law = exact_law(self, source)
-        worst = 0.0
-        for tokens in itertools.product(range(self.vocab_size), repeat=self.gamma + 1):
-            wanted = 1.0
-            for i, token in enumerate(tokens):
-                wanted *= float(self.target[tokens[:i]][token])
-            worst = max(worst, abs(law.get(tokens, 0.0) - wanted))
-        return worst
-
-
-@pytest.mark.parametrize("codec", ["ids", "id_prob", "topk", "full"])
-@pytest.mark.parametrize(("vocab_size", "gamma"), [(3, 1), (4, 1), (4, 2), (3, 3)])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ROUNDED])
+@pytest.mark.parametrize(("vocab_size", "length"), [(4, 1), (3, 2)])
 def test_tokens_of_a_round_have_exactly_the_target_law(
-    codec: str, vocab_size: int, gamma: int
+    name: str, vocab_size: int, length: int
 ) -> None:
-    assert Round(vocab_size, gamma, codec, seed=vocab_size * 10 + gamma).deviation() < 1e-12
+    assert deviation(CASES[name], vocab_size, (length, 0)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_probabilities_rounded_up_keep_the_law_exactly(name: str) -> None:
+    assert deviation(CASES[name], 4, (1, 0)) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_of_a_long_round_have_exactly_the_target_law(name: str) -> None:
+    is_split = name.startswith("maxc / id_prob")
+    assert deviation(CASES[name], 3, (2, 0) if is_split else (3, 0)) < 1e-12
+
+
+def test_rounds_one_after_another_keep_the_law() -> None:
+    assert deviation(CASES["maxc / topk"], 3, (1, 1)) < 1e-12
+    assert deviation(CASES["onehot / ids"], 3, (2, 1, 1)) < 1e-12
 
 
 def test_an_empty_draft_is_plain_decoding() -> None:
-    assert Round(3, 0, "full", seed=5).deviation() < 1e-12
+    assert deviation(CASES["maxc / full"], 3, (0,)) < 1e-12
 
 
-class DropsLowConfidence(Round):
-    def keeps(self, row: Floats, token: int) -> bool:
-        return bool(row[token] > 0.2)
-
-
-class KeepsTailAfterCorrection(Round):
-    def after(self, tokens: Prefix, accepted: int, correction: int) -> Prefix:
-        return (*tokens[:accepted], correction, *tokens[accepted + 1 :])
-
-
-class DraftsUntruncated(Round):
-    def law_of_draft(self, prefix: Prefix) -> Floats:
-        return self.draft[prefix]
-
-    def reported(self, row: Floats) -> Floats:
-        return truncate(row, self.top_k)
-
-
-class DraftsArgmaxReportsSoft(Round):
-    def drafted(self, row: Floats, choices: Enumeration, position: int) -> int:
-        return int(np.argmax(row))
-
-
-def invert_ratio(target: float, draft: float) -> float:
-    return min(1.0, draft / target) if target else 0.0
-
-
-def residual_of_truncated_target(target: Floats, draft: Floats) -> Floats:
-    row = np.maximum(truncate(target, 2) - draft, 0)
-    return row if row.any() else target
-
-
-def is_caught(deviation: Callable[[], float]) -> bool:
-    """A mutant is caught by a refusal or by a law that is wrong by far more than rounding."""
-    try:
-        return deviation() > 1e-4
-    except ValueError:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("name", "mutant", "codec"),
-    [
-        ("low_confidence_token_dropped", DropsLowConfidence, "full"),
-        ("tail_kept_after_correction", KeepsTailAfterCorrection, "full"),
-        ("draft_untruncated_but_tested_truncated", DraftsUntruncated, "topk"),
-        ("argmax_draft_tested_soft", DraftsArgmaxReportsSoft, "full"),
-    ],
-)
-def test_enumeration_catches_a_wrong_device(name: str, mutant: type[Round], codec: str) -> None:
-    assert Round(4, 2, codec, seed=42).deviation() < 1e-12
-    assert is_caught(mutant(4, 2, codec, seed=42).deviation), name
-
-
-@pytest.mark.parametrize(
-    ("name", "function", "replacement"),
-    [
-        ("ratio_inverted", "accept_probability", invert_ratio),
-        ("residual_from_truncated_target", "residual", residual_of_truncated_target),
-    ],
-)
-def test_enumeration_catches_a_wrong_server(
-    monkeypatch: pytest.MonkeyPatch, name: str, function: str, replacement: Callable[..., object]
-) -> None:
-    monkeypatch.setattr(rules, function, replacement)
-    assert is_caught(Round(4, 2, "full", seed=42).deviation), name
-
-
-def test_enumeration_catches_a_uniform_that_is_reused() -> None:
-    assert Round(4, 2, "full", seed=42).deviation(ReusedUniform) > 1e-3
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.choices])
+def test_enumeration_sees_a_defect(name: str) -> None:
+    lengths = (1, 0) if "rounded" in name else (2, 0)
+    assert MUTANTS[name].distance(Tables.draw(3), lengths) > 3e-3, name
 
 
 weights = st.lists(st.floats(0, 1e6), min_size=2, max_size=12).filter(lambda w: sum(w) > 1e-3)
@@ -334,3 +145,89 @@ def test_nothing_outside_the_top_k_gives_empty_tails() -> None:
     tails = rules.draw_tails(row, top_pairs(row, 2), 3, 0, 0, Enumeration(()))
     assert tails.probabilities.tolist() == [0, 0, 0]
     assert len(EMPTY_PAIRS) == 0
+
+
+laws = st.lists(st.floats(0, 1e3), min_size=5, max_size=5).filter(lambda w: sum(w) > 1e-2)
+
+
+@given(laws, laws, st.sampled_from([32, 16, 8]))
+@settings(max_examples=200)
+def test_any_rounding_up_adds_up_to_the_target(
+    left: list[float], right: list[float], bits: int
+) -> None:
+    target, draft = to_lattice(np.array(left)), to_lattice(np.array(right))
+    sent = round_up(draft, bits)
+    passed = np.array(
+        [
+            q * rules.accept_probability(p, r) if q else 0.0
+            for p, q, r in zip(target, draft, sent, strict=True)
+        ]
+    )
+    rest = residual(target, draft, sent)
+    assert (rest >= 0).all()
+    # What passes and what is left are the target, token by token.
+    np.testing.assert_allclose(passed + rest, target, atol=1e-15)
+
+
+@given(laws)
+def test_rounding_up_is_no_less_and_next_to_it(values: list[float]) -> None:
+    row = to_lattice(np.array(values))
+    for bits, relative in ((16, 2**-10), (8, 2**-2)):
+        sent = round_up(row, bits)
+        least = 2.0 ** (-24 if bits == 16 else -16)
+        assert (sent >= row).all()
+        assert (sent <= row * (1 + relative) + least * (row > 0)).all()
+        assert (sent[row == 0] == 0).all()
+    assert round_up(row, 32) is row
+
+
+def test_a_cut_residual_is_off_by_the_mass_outside_the_top_k() -> None:
+    target, draft = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.7, 0.1, 0.05, 0.15])
+    # Residual (0, .2, .15, 0): the Top-2 (tokens 0 and 1) holds .2 of .35.
+    assert lost_residual(target, draft, draft, 2) == pytest.approx(0.15 / 0.35)
+    assert lost_residual(target, draft, draft, 3) == pytest.approx(0.0)
+    contract = Contract(RuleCode.ID_PROB, Sampling(), 2, 1, is_lossy=True)
+    logits = np.broadcast_to(np.log(target), (4, 4, 4)), np.broadcast_to(np.log(draft), (4, 4, 4))
+    trial = Trial(contract, Tables(*logits), tokens=1, lengths=(1,))
+    off = total_variation(exact_law(trial), trial.target_law())
+    # Given a rejection, times the probability of one: .15 in all.
+    assert off == pytest.approx(0.15, abs=1e-6)
+
+
+def test_a_lossy_residual_without_any_mass_falls_back_to_the_top_k() -> None:
+    target, draft = np.array([0.5, 0.3, 0.2]), np.array([0.6, 0.4, 0.0])
+    contract = Contract(RuleCode.ID_PROB, Sampling(), 2, 1, is_lossy=True)
+    result = contract.resolve(draft, top_pairs(target, 2), EMPTY_PAIRS, 0, 0, Draws(1))
+    assert result.token in (0, 1)
+    assert lost_residual(target, draft, draft, 2) == pytest.approx(1.0)
+
+
+@given(laws, laws)
+@settings(max_examples=60, deadline=None)
+def test_two_races_under_one_noise_have_the_laws_they_are_of(
+    left: list[float], right: list[float]
+) -> None:
+    first, second = to_lattice(np.array(left)), to_lattice(np.array(right))
+    joint = joint_race(first, second)
+    np.testing.assert_allclose(joint.sum(1), first, atol=1e-9)
+    np.testing.assert_allclose(joint.sum(0), second, atol=1e-9)
+
+
+def test_races_agree_as_often_as_integrated() -> None:
+    first, second = to_lattice(np.array([5.0, 3, 1, 1])), to_lattice(np.array([1.0, 4, 4, 1]))
+    drawn = np.zeros((4, 4))
+    for seed in range(4000):
+        draws = Draws(seed)
+        i = draws.race(rules.Purpose.DRAFT, 3, first)
+        drawn[i, draws.race(rules.Purpose.TARGET, 3, second)] += 1 / 4000
+    assert np.abs(drawn - joint_race(first, second)).max() < 0.03
+
+
+def test_coupled_output_does_not_depend_on_the_draft() -> None:
+    contract = CASES["gumbel / ids"]
+    tables = Tables.draw()
+    other = Tables(tables.target, Tables.draw(seed=9).draft)
+    for seed in range(60):
+        plain = Trial(contract, tables, tokens=9, lengths=(0,))(Draws(seed))
+        for drafted, lengths in ((tables, (3, 1)), (other, (1, 4))):
+            assert Trial(contract, drafted, tokens=9, lengths=lengths)(Draws(seed)) == plain

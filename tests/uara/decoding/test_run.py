@@ -37,7 +37,7 @@ PHYSICS = Physics.of(PhysicsConfig(codec="topk", top_k=4))
 DEVICES = 4
 RULES = {
     rule: {task.name: TaskAcceptance(0.7, 0.1) for task in WORLD.requests.tasks}
-    for rule in ("greedy", "maxc", "maxc_top4")
+    for rule in ("greedy", "onehot", "gumbel", "maxc", "maxc_q8", "maxc_top4")
 }
 ACCEPTANCE = AcceptanceTable("random", 1.0, RULES)
 GREEDY = DecodingConfig(temperature=0)
@@ -196,14 +196,68 @@ def test_a_run_that_does_not_end_is_stopped_and_says_so(pair: ModelPair) -> None
     assert result.summary()["capped"] == 1
 
 
-@pytest.mark.parametrize("codec", ["ids", "id_prob", "full"])
-def test_every_codec_runs(pair: ModelPair, codec: str) -> None:
-    physics = Physics.of(PhysicsConfig(codec=codec, top_k=4))
-    result = run(
-        pair, watcher(), some_requests(2), physics=physics, config=DecodingConfig(temperature=1.0)
-    )
+SAMPLED = DecodingConfig(temperature=1.0, check_draws=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": "ids"},
+        {"codec": "ids", "ids_rule": "onehot"},
+        {"codec": "ids", "ids_rule": "gumbel"},
+        {"codec": "id_prob"},
+        {"codec": "id_prob", "probability_bits": 16},
+        {"codec": "id_prob", "probability_bits": 8},
+        {"codec": "full"},
+    ],
+)
+def test_every_codec_and_rule_runs(pair: ModelPair, options: dict[str, Any]) -> None:
+    physics = Physics.of(PhysicsConfig(top_k=4, **options))
+    result = run(pair, watcher(), some_requests(2), physics=physics, config=SAMPLED)
     assert all(len(record.tokens) == 12 for record in result.requests)
-    assert 0 < result.summary()["acceptance"] <= 1
+    assert all(record.draws >= 12 for record in result.requests)
+    summary = result.summary()
+    assert 0 < summary["acceptance"] <= 1
+    assert "lost_residual_per_rejection" not in summary
+
+
+def test_rules_of_ids_sample_unless_they_are_greedy(pair: ModelPair) -> None:
+    tokens = {}
+    for rule in ("greedy", "onehot", "gumbel"):
+        physics = Physics.of(PhysicsConfig(codec="ids", ids_rule=rule))
+        runs = (
+            run(
+                pair,
+                watcher(),
+                some_requests(2),
+                physics=physics,
+                config=DecodingConfig(temperature=1.0, seed=seed),
+            )
+            for seed in (0, 1)
+        )
+        tokens[rule] = [[record.tokens for record in result.requests] for result in runs]
+    assert tokens["greedy"][0] == tokens["greedy"][1]
+    assert tokens["onehot"][0] != tokens["onehot"][1]
+    assert tokens["gumbel"][0] != tokens["gumbel"][1]
+
+
+@pytest.mark.parametrize("mode", ["sd", "psd", "async"])
+def test_a_lossy_run_states_how_far_it_is_from_the_target(pair: ModelPair, mode: str) -> None:
+    def lossy(top_k: int, sample_top_k: int) -> DecodingResult:
+        physics = Physics.of(PhysicsConfig(codec="id_prob", top_k=top_k, lossy=True, mode=mode))
+        config = DecodingConfig(temperature=1.0, sample_top_k=sample_top_k)
+        return run(pair, watcher(), some_requests(4), physics=physics, config=config)
+
+    result = lossy(2, 0)
+    summary = result.summary()
+    lost = [share for record in result.requests for share in record.lost_residuals]
+    assert len(lost) == sum(record.tested - record.accepted for record in result.requests) > 0
+    assert all(0 <= share <= 1 for share in lost)
+    assert summary["lost_residual_per_rejection"] == pytest.approx(np.mean(lost))
+    assert summary["total_variation_per_token"] == pytest.approx(sum(lost) / 48)
+    assert summary["total_variation_per_token"] > 0
+    # Where the Top-K holds the whole support, nothing is lost.
+    assert lossy(5, 5).summary()["total_variation_per_token"] == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["server_ar", "psd", "async"])

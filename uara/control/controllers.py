@@ -1,0 +1,46 @@
+"""Controllers with parameters of their own: their names, and what a task sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from uara.control.allocation import AllocationConfig
+from uara.control.association import AssociationConfig
+from uara.control.completion import CompletionConfig, CompletionGreedy
+from uara.control.oracle import OneSlotOracle
+from uara.network import Controller
+from uara.prediction import Physics
+
+
+class ControllersConfig(BaseModel):
+    """Parameters by controller, and those of association rules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    association: AssociationConfig = Field(
+        AssociationConfig(), description="biases, quotas, sweeps and margins of association rules"
+    )
+    completion_greedy: CompletionConfig = Field(
+        CompletionConfig(), description="least completion time, with what a change of server costs"
+    )
+
+
+def completion_greedy(
+    allocation: AllocationConfig, physics: Physics, config: ControllersConfig
+) -> Controller:
+    """Make the controller of least completion time."""
+    return CompletionGreedy(allocation, physics, config.completion_greedy)
+
+
+def oracle(allocation: AllocationConfig, physics: Physics, config: ControllersConfig) -> Controller:
+    """Make the one-slot oracle."""
+    return OneSlotOracle(allocation, physics)
+
+
+# Controllers that choose servers in a way of their own; rules of the other kinds shape the rest.
+CONTROLLERS: dict[str, Callable[[AllocationConfig, Physics, ControllersConfig], Controller]] = {
+    "completion_greedy": completion_greedy,
+    "oracle": oracle,
+}

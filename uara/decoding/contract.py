@@ -1,0 +1,143 @@
+"""What both ends of a session agreed on: its rule, what goes up with a draft, and who draws what.
+
+Shape legend: V tokens of the vocabulary. A row is a law over it, (V,); see `uara.decoding.rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from uara.decoding.protocol import RuleCode
+from uara.decoding.randomness import Choice, Purpose
+from uara.decoding.rules import (
+    EMPTY_PAIRS,
+    GREEDY,
+    Floats,
+    Outcome,
+    Pairs,
+    Resolution,
+    Sampling,
+    SplitRule,
+    draw_target,
+    lost_residual,
+    resolve,
+    round_up,
+    top_pairs,
+    truncate,
+    verify,
+)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What both ends agreed on for one session.
+
+    Attributes:
+        rule: what goes up with a draft, and how it is tested: `ids` by GREEDY at temperature 0 and
+            by ONEHOT above, `gumbel` by shared noise, the others by maximal coupling.
+        sampling: of the target, and of the draft except under `ids`.
+        top_k: pairs of a row on the wire.
+        tail_draws: target draws that go with a rejection under `id_prob`.
+        probability_bits: of the draft's probabilities under `id_prob`: 32, or 16 or 8 rounded up.
+        is_lossy: under `id_prob`, whether the residual outside the Top-K is left out; the output
+            is then not the target's.
+    """
+
+    rule: RuleCode
+    sampling: Sampling
+    top_k: int
+    tail_draws: int
+    probability_bits: int = 32
+    is_lossy: bool = False
+
+    def __post_init__(self) -> None:
+        is_plain = self.probability_bits == 32 and not self.is_lossy
+        assert is_plain or self.rule is RuleCode.ID_PROB, "only `id_prob` is rounded or lossy"
+
+    @property
+    def split(self) -> SplitRule | None:
+        """Whether, and with how much of the row, the device draws after a rejection."""
+        if self.rule is not RuleCode.ID_PROB:
+            return None
+        return SplitRule(self.top_k, 0 if self.is_lossy else self.tail_draws)
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether drafts and target draw by the same noise."""
+        return self.rule is RuleCode.GUMBEL
+
+    @property
+    def draft_sampling(self) -> Sampling:
+        """How the draft's logits become a row."""
+        return GREEDY if self.rule is RuleCode.IDS else self.sampling
+
+    def draft_law(self, row: Floats) -> Floats:
+        """Return the row that a token is drawn from: under `topk` the draft's own, cut."""
+        return truncate(row, self.top_k) if self.rule is RuleCode.TOPK else row
+
+    def draw_draft(self, law: Floats, position: int, choice: Choice) -> int:
+        """Draw a drafted token."""
+        draw = choice.race if self.is_coupled else choice.pick
+        return draw(Purpose.DRAFT, position, law)
+
+    def sent(self, law: Floats, token: int) -> Pairs:
+        """Return what goes up of the row that a token was drawn from."""
+        match self.rule:
+            case RuleCode.IDS | RuleCode.GUMBEL:
+                return EMPTY_PAIRS
+            case RuleCode.ID_PROB:
+                return Pairs(np.array([token]), round_up(law[[token]], self.probability_bits))
+            case RuleCode.TOPK:
+                return top_pairs(law, self.top_k)
+            case RuleCode.FULL:
+                return Pairs(np.arange(len(law)), law)
+
+    def verify(
+        self,
+        rows: Sequence[Floats],
+        tokens: Sequence[int],
+        sent: Sequence[Pairs],
+        base: int,
+        choice: Choice,
+        *,
+        has_bonus: bool = True,
+    ) -> Outcome:
+        """Test drafted tokens; see `rules.verify`."""
+        return verify(
+            rows,
+            tokens,
+            sent,
+            self.split,
+            base,
+            choice,
+            is_coupled=self.is_coupled,
+            has_bonus=has_bonus,
+        )
+
+    def draw_target(self, row: Floats, position: int, choice: Choice) -> int:
+        """Draw the target's own token at a position."""
+        return draw_target(row, position, choice, is_coupled=self.is_coupled)
+
+    def resolve(
+        self, law: Floats, top: Pairs, tails: Pairs, first: int, position: int, choice: Choice
+    ) -> Resolution:
+        """Draw the token after a rejection on the device; see `rules.resolve`."""
+        return resolve(
+            law,
+            top,
+            tails,
+            first,
+            position,
+            choice,
+            sent=round_up(law, self.probability_bits),
+            is_lossy=self.is_lossy,
+        )
+
+    def lost_residual(self, target: Floats, law: Floats) -> float:
+        """Compute the share of a residual that a lossy session leaves out; 0 in others."""
+        if not self.is_lossy:
+            return 0.0
+        return lost_residual(target, law, round_up(law, self.probability_bits), self.top_k)
