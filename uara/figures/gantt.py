@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from uara.control.plan.planner import Plan
 from uara.control.plan.replay import Replay
-from uara.figures.results import write_png
+from uara.figures.png import write_png
 
 # Okabe and Ito's colours, and hatches, so that batches are told apart without colour too.
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from uara.figures.results import BEST_RULE, LINES, RULE, write_png
+from uara.figures.png import write_png
+from uara.figures.results import BEST_RULE, LINES, RULE
 
 Curve = Sequence[tuple[float, float]]  # (size, milliseconds)
 
