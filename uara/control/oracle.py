@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from uara.control.allocation import AllocationConfig, Allocator
+from uara.control.allocation import JOINT, AllocationConfig, Allocator
 from uara.control.bandwidth import BANDWIDTH_RULES
 from uara.control.decisions import least_of_each, select_rows, take_where
 from uara.control.objective import total_remaining_s
@@ -99,7 +99,8 @@ class OneSlotOracle:
             most_associations: E^M beyond which the search is refused.
         """
         if allocations is None:
-            splits = (allocation.bandwidth, *BANDWIDTH_RULES)
+            # A joint rule splits the compute of fluid servers as well.
+            splits = (allocation.bandwidth, *(rule for rule in BANDWIDTH_RULES if rule != JOINT))
             allocations = [
                 allocation.model_copy(update={"bandwidth": split})
                 for split in dict.fromkeys(splits)

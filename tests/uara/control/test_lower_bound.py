@@ -61,7 +61,7 @@ def test_the_bound_is_below_the_oracle(
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(*CASES, st.sampled_from(["orthogonal", "reuse1"]), st.booleans())
 def test_the_bound_is_always_below_the_oracle(
     make_state: MakeState,
