@@ -53,7 +53,10 @@ def test_every_command_of_the_readme_exists_with_its_options(line: str) -> None:
     given = parse(line).params if " " in line.removeprefix("uara ") else {}
     config = given.get("config") or given.get("task")
     for path in given.get("configs") or ([config] if config else []):
-        load_any(PROJECT / path, list(given.get("overrides") or []))
+        if path.parent.name == "papers":  # of kinds of their own, tested where these are
+            assert (PROJECT / path).is_file()
+        else:
+            load_any(PROJECT / path, list(given.get("overrides") or []))
 
 
 def test_python_blocks_run(
