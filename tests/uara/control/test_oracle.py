@@ -46,7 +46,7 @@ def test_no_rule_is_below_the_oracle(
 
 
 @pytest.mark.slow
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3), st.booleans())
 def test_no_rule_is_ever_below_the_oracle(
     make_state: MakeState, physics: Physics, seed: int, devices: int, servers: int, fresh: bool
