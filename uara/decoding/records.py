@@ -66,6 +66,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     accepted: int = 0
     tested: int = 0
     verifications: int = 0
+    verified: int = 0  # tokens that verifications committed
     prompt_bytes: int = 0  # of the opening frame and what was attached to it
     uplink_bytes: int = 0  # of all frames
     downlink_bytes: int = 0
@@ -97,12 +98,11 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 
     @property
     def tokens_per_verification(self) -> float:
-        """Committed tokens per verification, bonus included; nan without any.
+        """Committed tokens per verification, correction or bonus included; nan without any.
 
-        Parallel modes draw no bonus: there a block that passes whole counts one token too many.
+        Parallel modes draw no bonus: a block that passes whole counts its drafts alone.
         """
-        count = self.verifications
-        return (self.accepted + count) / count if count else float("nan")
+        return self.verified / self.verifications if self.verifications else float("nan")
 
     @property
     def uplink_bytes_per_token(self) -> float:
@@ -138,8 +138,18 @@ class Recorder:
             self._open[key] = RoundRecord(sid=sid, device=device, position=position)
         return self._open[key]
 
-    def close_round(self, sid: int, position: int, accepted: int, now: float) -> None:
-        """End a round, when its verdict or token has reached the device."""
+    def close_round(
+        self, sid: int, position: int, accepted: int, now: float, *, has_bonus: bool = True
+    ) -> None:
+        """End a round, when its verdict or token has reached the device.
+
+        Args:
+            sid: session.
+            position: of the round's first token.
+            accepted: draft tokens that stand.
+            now: when the verdict or token arrived.
+            has_bonus: whether a draft that stands whole brings one more token.
+        """
         record = self._open.pop((sid, position))
         record.accepted, record.downlink_end_s = accepted, now
         if self.keeps_rounds:
@@ -147,7 +157,9 @@ class Recorder:
         request = self.requests[sid]
         request.accepted += accepted
         request.tested += record.tested
-        request.verifications += record.draft_length > 0
+        if record.draft_length > 0:
+            request.verifications += 1
+            request.verified += accepted + 1 if has_bonus else record.tested
 
     def settle_round(self, sid: int, base: int, accepted: int, drafted: int, now: float) -> None:
         """End the round of a verdict that was reached while drafting went on.
@@ -174,7 +186,7 @@ class Recorder:
         record.draft_end_s = max(part.draft_end_s for part in parts)
         record.uplink_end_s = max(part.uplink_end_s for part in parts)
         record.draft_length = drafted
-        self.close_round(sid, base, accepted, now)
+        self.close_round(sid, base, accepted, now, has_bonus=False)
 
     def commit(self, sid: int, tokens: Sequence[int], now: float) -> None:
         """Note the answer as it stands at the device."""

@@ -112,7 +112,9 @@ class DecodingResult:
             "tpot_s": _ratio(sum(record.tpot_s for record in requests), count),
             "e2e_s": _ratio(sum(record.e2e_s for record in requests), count),
             "acceptance": _ratio(accepted, tested),
-            "tokens_per_verification": _ratio(accepted + verifications, verifications),
+            "tokens_per_verification": _ratio(
+                sum(record.verified for record in requests), verifications
+            ),
             "uplink_bytes_per_token": _ratio(
                 sum(r.uplink_bytes - r.prompt_bytes for r in requests), tokens
             ),

@@ -103,6 +103,34 @@ def test_p12_the_stream_is_the_same_under_any_schedule(
     assert all(stream == found[0] for stream in found[1:])
 
 
+@pytest.mark.parametrize("mode", ["async", "psd", "sd"])
+def test_verifications_commit_all_that_the_server_did_not_decode_alone(
+    mode: str, table_model: Any, random_plans: Any
+) -> None:
+    plans = random_plans(num_servers=1, max_draft_length=4)
+    recorder = run(table_model, plans, RuleCode.FULL, count=6, max_new=40, mode=mode).recorder
+    for record in recorder.requests.values():
+        alone = [r for r in recorder.rounds if r.sid == record.sid and r.work != "verify"]
+        assert record.verified == len(record.tokens) - len(alone) > 0
+        assert record.tokens_per_verification == record.verified / record.verifications
+
+
+@pytest.mark.parametrize("mode", ["async", "psd"])
+def test_a_block_that_passes_whole_brings_no_bonus_while_the_device_is_ahead(
+    mode: str, fixed_plan: Any, table_model: Any
+) -> None:
+    model, plan = table_model(VOCAB, 0), fixed_plan.of(draft_length=3)
+    settings = KernelSettings(
+        1.0, Contract(RuleCode.IDS, GREEDY, 2, 1), lambda sid: sid, mode=mode, jitter=None
+    )
+    request = Request(0, 0, 0.0, TEXT, 2, 31)
+    server = ServerProfile(FORWARD, 9999, 0.05)
+    kernel = VirtualKernel(model, model, [DeviceProfile(0.02)], [server], [request], plan, settings)
+    (record,) = kernel.run().requests.values()
+    assert record.accepted == record.verified == 30
+    assert record.tokens_per_verification == pytest.approx(3, abs=0.3)
+
+
 @pytest.mark.parametrize("mode", ["async", "psd"])
 def test_requests_end_while_servers_and_draft_lengths_change(
     mode: str, table_model: Any, random_plans: Any
