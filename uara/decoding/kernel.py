@@ -20,6 +20,7 @@ from uara.decoding.batcher import Batcher, Forward
 from uara.decoding.drafter import Drafter
 from uara.decoding.kv import SequenceModel
 from uara.decoding.local_device import LocalState
+from uara.decoding.model_verifier import ModelVerifier
 from uara.decoding.nodes import (
     DeviceNode,
     KernelSettings,
@@ -41,7 +42,6 @@ from uara.decoding.scenario import (
     SlotPlan,
 )
 from uara.decoding.shadow import Shadow
-from uara.decoding.verifier import Verifier
 from uara.serving.modes import MODES
 
 __all__ = ["DeviceNode", "KernelSettings", "Planner", "ServerNode", "VirtualKernel"]
@@ -78,7 +78,7 @@ class VirtualKernel:
         self.servers = [
             ServerNode(
                 profile,
-                Verifier(target, settings.shadows),
+                ModelVerifier(target, settings.shadows),
                 self._server_state(index, profile, target),
             )
             for index, profile in enumerate(servers)

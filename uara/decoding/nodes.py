@@ -18,6 +18,7 @@ from uara.decoding.device import (
 from uara.decoding.drafter import Drafter
 from uara.decoding.links import FluidLink
 from uara.decoding.local_device import LocalState, step_local_device
+from uara.decoding.model_verifier import ModelVerifier
 from uara.decoding.overlap import Overlap, overlap_of
 from uara.decoding.parallel_device import ParallelDeviceState, step_parallel_device
 from uara.decoding.protocol import Open
@@ -25,7 +26,6 @@ from uara.decoding.randomness import Draws, Ledger
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.server import ServerState
 from uara.decoding.shadow import Shadow
-from uara.decoding.verifier import Verifier
 from uara.serving.modes import MODES
 
 AnyDeviceState = DeviceState | ParallelDeviceState | LocalState
@@ -210,6 +210,6 @@ class ServerNode:
     """A server at run time."""
 
     profile: ServerProfile
-    verifier: Verifier
+    verifier: ModelVerifier
     state: ServerState
     busy_s: float = 0.0

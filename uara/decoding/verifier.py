@@ -1,20 +1,20 @@
-"""The server's side of the mathematics: the target model, many sessions, and the server's draws.
+"""What a server asks of the engine that holds its target model, whatever that engine is.
 
-One `forward` serves any mixture of work: prompts to read, tokens to decode, drafts to verify.
-Between forwards a session's cache holds every committed token but the last, which is fed next.
+One `forward` takes any mixture of work along: works with drafted tokens are verified, works without
+are stepped by one token or merely read. What an engine cannot do it says in its capabilities, and
+the server refuses sessions that need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Protocol
 
 from uara.decoding.contract import Contract as Contract  # a name of verifiers as well
-from uara.decoding.kv import Cache, Feed, SequenceModel
+from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws
-from uara.decoding.rules import Floats, Outcome, Pairs, draw_tails, top_pairs, warp
+from uara.decoding.rules import Outcome, Pairs
 
 
 @dataclass(frozen=True)
@@ -40,98 +40,49 @@ class Work:
     bonus: bool = True
 
 
-@dataclass
-class _Session:
-    contract: Contract
-    draws: Draws
-    cache: Cache
-    rejected_row: Floats | None = None
-
-
-@dataclass
-class Verifier:
-    """The target model of one server.
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do.
 
     Attributes:
-        model: the target.
-        tells_probability: whether a token drawn alone comes with its probability, in `top`.
+        rules: payloads that it can test drafts by.
+        samples: whether it takes temperatures above 0.
+        returns_rows: whether it keeps the target's row behind what it read last, which parallel
+            sessions and residuals drawn by devices need.
+        batch_invariant: whether a session's tokens are the same in whatever company it is served.
+        context_tokens: longest context that the target reads; None: no limit of its own.
     """
 
-    model: SequenceModel
-    tells_probability: bool = False
-    _sessions: dict[int, _Session] = field(default_factory=dict, init=False)
+    rules: frozenset[RuleCode]
+    samples: bool
+    returns_rows: bool
+    batch_invariant: bool
+    context_tokens: int | None = None
+
+
+class Verifier(Protocol):
+    """The target of one server, with what it remembers of every session."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
 
     def open(self, sid: int, contract: Contract, draws: Draws) -> None:
-        """Take a session in, with an empty cache."""
-        assert sid not in self._sessions, f"session {sid} is open already"
-        self._sessions[sid] = _Session(contract, draws, self.model.new_cache())
-
-    def close(self, sid: int) -> None:
-        """Free a session's cache; unknown sessions are none of our business."""
-        self._sessions.pop(sid, None)
-
-    def cached_tokens(self, sid: int) -> int:
-        """Count the tokens whose keys and values are held."""
-        return self._sessions[sid].cache.length if sid in self._sessions else 0
+        """Take a session in, with nothing read."""
 
     def forward(self, batch: Sequence[Work]) -> list[Outcome | None]:
-        """Run one ragged forward and decide each session's tokens; None for a mere reading."""
-        feeds = []
-        for work in batch:
-            cache = self._sessions[work.sid].cache
-            fresh = [*work.context[cache.length :], *work.tokens]
-            feeds.append(Feed(cache, fresh, max(len(fresh) - len(work.tokens) - 1, 0)))
-        logits = self.model.forward(feeds)
-        return [self._decide(work, rows) for work, rows in zip(batch, logits, strict=True)]
+        """Verify works with drafted tokens, step those without; None for a mere reading."""
 
-    def _decide(self, work: Work, logits: Floats) -> Outcome | None:
-        session = self._sessions[work.sid]
-        contract, base = session.contract, len(work.context)
-        rows = [warp(row, contract.sampling) for row in logits]
-        if not work.draw:
-            session.rejected_row = rows[-1]
-            return None
-        choice = session.draws.in_epoch(work.epoch)
-        if not work.tokens:
-            return self._draw(contract, choice, base, rows[-1])
-        if len(rows) == len(work.tokens):
-            assert session.rejected_row is not None, "a block without context needs a kept row"
-            rows.insert(0, session.rejected_row)
-        outcome = contract.verify(rows, work.tokens, work.rows, base, choice, has_bonus=work.bonus)
-        session.cache.roll_back(base + outcome.accepted)
-        session.rejected_row = rows[outcome.accepted] if outcome.token is None else None
-        return outcome
+    def close(self, sid: int) -> None:
+        """Forget a session; unknown ones are none of its business."""
 
     def judge(
         self, sid: int, position: int, tokens: tuple[int, ...], rows: tuple[Pairs, ...], epoch: int
     ) -> Outcome:
-        """Test one drafted token against the kept row, or draw from that row if there is none."""
-        session = self._sessions[sid]
-        row, contract = session.rejected_row, session.contract
-        assert row is not None, f"session {sid} keeps no row to judge by"
-        choice = session.draws.in_epoch(epoch)
-        if not tokens:
-            return self._draw(contract, choice, position, row)
-        # Nothing is drawn behind the token, so that the row there does not matter.
-        return contract.verify([row, row], tokens, rows, position, choice, has_bonus=False)
+        """Test one drafted token against the row that is kept, or draw from it without any.
 
-    def _draw(self, contract: Contract, choice: Draws, position: int, row: Floats) -> Outcome:
-        token = contract.draw_target(row, position, choice)
-        if not self.tells_probability:
-            return Outcome(0, token)
-        return Outcome(0, token, Pairs(np.array([token]), row[[token]]))
-
-    def lost_residual(self, sid: int, draft_law: Floats) -> float:
-        """Compute the share of the last residual that a lossy session leaves out."""
-        session = self._sessions[sid]
-        assert session.rejected_row is not None, f"session {sid} has no rejection to measure"
-        return session.contract.lost_residual(session.rejected_row, draft_law)
+        Asked only of engines that return rows, as is `more_tails`.
+        """
 
     def more_tails(self, sid: int, position: int, drawn: int, epoch: int) -> Pairs:
         """Draw further tail tokens at the rejected position, after `drawn` were refused."""
-        session = self._sessions[sid]
-        row, contract = session.rejected_row, session.contract
-        assert row is not None, f"session {sid} has no rejection to answer"
-        top = top_pairs(row, contract.top_k)
-        choice = session.draws.in_epoch(epoch)
-        return draw_tails(row, top, contract.tail_draws, drawn, position, choice)
