@@ -98,7 +98,7 @@ def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
     """Show the real runs: latency, block efficiency, acceptance, bytes, measured over predicted."""
     table = Table(title=f"{title}: real draft/verify runs under the virtual clock")
     table.add_column("controller", overflow="fold")
-    for name in ("E2E (s)", "TTFT (s)", "TPOT (ms)", "tau", "alpha", "up B/token",
+    for name in ("E2E (s)", "TTFT (s)", "KV wait (s)", "TPOT (ms)", "tau", "alpha", "up B/token",
                  "down B/token", "TPOT / predicted", "alpha per task"):  # fmt: skip
         table.add_column(name, justify="right")
     for row in rows:
@@ -107,6 +107,7 @@ def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
             row.controller,
             f"{s['e2e_s']:.2f}",
             f"{s['ttft_s']:.2f}",
+            f"{s['memory_wait_s']:.2f}",
             f"{1e3 * s['tpot_s']:.0f}",
             f"{s['tokens_per_verification']:.2f}",
             f"{s['acceptance']:.3f}",

@@ -19,12 +19,14 @@ class Ticket:
         tokens_left: still to be read.
         tokens_read: read so far.
         kv_tokens: KV memory reserved when reading begins.
+        blocked_s: since when it waits for memory, its own or that of one before it; None: not yet.
     """
 
     sid: int | None
     tokens_left: int
     tokens_read: int
     kv_tokens: int
+    blocked_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Forward:
 
     Attributes:
         works: for the models, in the order of `sids` without those whose reading goes on.
+        readings: chunks of those whose reading goes on; nothing is decided about them yet.
+        admitted: sessions whose reading begins, and how long memory kept them waiting, seconds.
         sids: sessions that take part.
         rows: sequences in the batch, others' included.
         new_tokens: fed in, over all rows.
@@ -46,6 +50,8 @@ class Forward:
     new_tokens: int
     context_tokens: int
     started_s: float
+    readings: tuple[Work, ...] = ()
+    admitted: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,9 @@ def compose(
         return batcher, None
     ready = [s for s in sessions.values() if s.stage in (Stage.VERIFY, Stage.DECODE)]
     ready.sort(key=lambda session: (session.queued_s, session.sid))
-    tickets, chunk = _take_chunk(batcher, sessions)
+    tickets, chunk = _take_chunk(batcher, sessions, now)
     if not ready and not chunk and not batcher.foreign_rows:
-        return batcher, None
+        return evolve(batcher, tickets=tickets), None
     reading = [sessions[t.sid] for t, _ in chunk if t.sid is not None]
     complete = [
         sessions[t.sid] for t, taken in chunk if t.sid is not None and taken == t.tokens_left
@@ -120,16 +126,39 @@ def compose(
         context_tokens=sum(s.priced_tokens - 1 for s in ready)
         + sum(t.tokens_read for t, _ in chunk),
         started_s=now,
+        readings=tuple(
+            work
+            for t, taken in chunk
+            if t.sid is not None
+            and taken < t.tokens_left
+            and (work := _part(sessions[t.sid], t.tokens_read + taken)) is not None
+        ),
+        admitted=tuple(
+            (t.sid, 0.0 if t.blocked_s is None else now - t.blocked_s)
+            for t, _ in chunk
+            if t.sid is not None and t.tokens_read == 0
+        ),
     )
     return evolve(batcher, tickets=tickets, running=forward), forward
 
 
+def _part(session: Session, priced_tokens: int) -> Work | None:
+    """Describe the reading of a context up to some priced token; None while none is text."""
+    end = priced_tokens - session.unread_tokens
+    if end <= 0:
+        return None
+    return Work(session.sid, session.work().context[:end], epoch=session.epoch, draw=False)
+
+
 def _take_chunk(
-    batcher: Batcher, sessions: Mapping[int, Session]
+    batcher: Batcher, sessions: Mapping[int, Session], now: float
 ) -> tuple[tuple[Ticket, ...], list[tuple[Ticket, int]]]:
-    """Take the next prompt tokens off the queue; return what is left and what was taken."""
-    waiting = {ticket.sid for ticket in batcher.tickets if ticket.tokens_read == 0}
-    held = sum(s.kv_tokens for s in sessions.values() if s.sid not in waiting)
+    """Take the next prompt tokens off the queue; return what is left and what was taken.
+
+    Nobody overtakes: while the first in the queue does not fit, those behind it wait too.
+    """
+    unread = {ticket.sid for ticket in batcher.tickets if ticket.tokens_read == 0}
+    held = sum(s.kv_tokens for s in sessions.values() if s.sid not in unread)
     budget = batcher.chunk_tokens
     left: list[Ticket] = []
     taken: list[tuple[Ticket, int]] = []
@@ -137,7 +166,8 @@ def _take_chunk(
         begins = ticket.tokens_read == 0
         fits = not begins or held + ticket.kv_tokens <= batcher.kv_capacity_tokens
         if budget == 0 or not fits:
-            left.extend(batcher.tickets[index:])
+            rest = batcher.tickets[index:]
+            left.extend(rest if fits else (_blocked(waiting, now) for waiting in rest))
             break
         count = min(budget, ticket.tokens_left)
         held += ticket.kv_tokens if begins else 0
@@ -152,3 +182,7 @@ def _take_chunk(
                 )
             )
     return tuple(left), taken
+
+
+def _blocked(ticket: Ticket, now: float) -> Ticket:
+    return ticket if ticket.blocked_s is not None else evolve(ticket, blocked_s=now)

@@ -437,7 +437,10 @@ class VirtualKernel:
 
     def _forward(self, index: int, forward: Forward) -> None:
         node = self.servers[index]
-        outcomes = tuple(node.verifier.forward(forward.works)) if forward.works else ()
+        works = (*forward.works, *forward.readings)
+        outcomes = tuple(node.verifier.forward(works) if works else ())[: len(forward.works)]
+        for sid, waited_s in forward.admitted:
+            self.recorder.requests[sid].memory_wait_s += waited_s
         if self.settings.contract.is_lossy:
             for work, outcome in zip(forward.works, outcomes, strict=True):
                 if outcome is not None and outcome.accepted < len(work.tokens):

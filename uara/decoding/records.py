@@ -71,6 +71,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     uplink_bytes: int = 0  # of all frames
     downlink_bytes: int = 0
     handovers: int = 0
+    memory_wait_s: float = 0.0  # at servers whose KV memory was taken
     draws: int = 0  # random choices of both ends
     lost_residuals: list[float] = []  # lossy sessions: share of each rejection's residual left out
     refusal: str = ""

@@ -30,15 +30,13 @@ def unsupported_options(world: WorldConfig, physics: PhysicsConfig) -> dict[str,
         "physics.mode": (physics.mode, REAL_MODES),
     }
     parts = {
-        "world.memory.capacity_tokens": memory.capacity_tokens,
         "world.batteries": world.batteries,
         "world.outages": world.outages,
         "world.believed": world.believed,
         "world.requests.bursts": requests.bursts,
         "world.requests.conversations": requests.conversations,
     }
-    found = {"world.memory.admission": "is true, allowed: false"} if memory.admission else {}
-    found |= {name: "is set, allowed: null" for name, part in parts.items() if part is not None}
+    found = {name: "is set, allowed: null" for name, part in parts.items() if part is not None}
     found |= {name: f"is {drift:g}, allowed: 0" for name, drift in drifts.items() if drift > 0}
     return found | {
         name: f"is '{given}', allowed: {', '.join(allowed)}"

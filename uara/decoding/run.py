@@ -111,6 +111,7 @@ class DecodingResult:
             "ttft_s": _ratio(sum(record.ttft_s for record in requests), count),
             "tpot_s": _ratio(sum(record.tpot_s for record in requests), count),
             "e2e_s": _ratio(sum(record.e2e_s for record in requests), count),
+            "memory_wait_s": _ratio(sum(record.memory_wait_s for record in requests), count),
             "acceptance": _ratio(accepted, tested),
             "tokens_per_verification": _ratio(
                 sum(record.verified for record in requests), verifications

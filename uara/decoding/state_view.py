@@ -25,7 +25,7 @@ from uara.prediction import Physics, downlink_rate_bps, effective_mode, uplink_r
 from uara.radio.replay import filtered_gain, walk
 from uara.serving.hardware import get_phone, get_rack
 from uara.serving.modes import MODE_INDEX
-from uara.world.config import WorldConfig, network_constants, reachable
+from uara.world.config import WorldConfig, kv_capacities, network_constants, reachable
 from uara.world.requests import AnswerLengths
 
 
@@ -75,9 +75,12 @@ def device_profiles(
 
 
 def server_profiles(world: WorldConfig) -> list[ServerProfile]:
-    """Take times and memory of the racks that a world names."""
+    """Take times of the racks that a world names, and their memory unless the world gives it."""
     racks = [get_rack(name) for name in world.servers]
-    return [ServerProfile(r.forward, r.kv_capacity_tokens, world.rtt_s) for r in racks]
+    return [
+        ServerProfile(rack.forward, tokens, world.rtt_s)
+        for rack, tokens in zip(racks, kv_capacities(world), strict=True)
+    ]
 
 
 class ControllerPlanner:

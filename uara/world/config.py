@@ -100,6 +100,22 @@ def reachable(gain: Tensor, limit_db: float) -> Tensor:
     return (gain >= 10 ** (limit_db / 10)) | (gain >= gain.amax(-1, keepdim=True))
 
 
+def kv_capacities(config: WorldConfig) -> tuple[int, ...]:
+    """Take the KV memory of each server in tokens: the world's own, or that of its racks.
+
+    Raises:
+        UserError: if a rack is unknown, or there is not one memory per server.
+    """
+    racks = [get_rack(name) for name in config.servers]
+    capacity = config.memory.capacity_tokens or tuple(rack.kv_capacity_tokens for rack in racks)
+    if len(capacity) != len(racks):
+        raise UserError(
+            f"memory.capacity_tokens has {len(capacity)} entries but there are {len(racks)} "
+            "servers; give one per server or null"
+        )
+    return capacity
+
+
 def network_constants(
     config: WorldConfig, num_networks: int, num_devices: int, link: LinkConfig
 ) -> dict[str, Tensor]:
@@ -117,13 +133,7 @@ def network_constants(
     racks = [get_rack(name) for name in config.servers]
     e = len(racks)
     parts = e if link.interference == "orthogonal" else 1
-    memory = config.memory
-    capacity = memory.capacity_tokens or tuple(rack.kv_capacity_tokens for rack in racks)
-    if len(capacity) != e:
-        raise UserError(
-            f"memory.capacity_tokens has {len(capacity)} entries but there are {e} servers; "
-            "give one per server or null"
-        )
+    memory, capacity = config.memory, kv_capacities(config)
 
     def rows(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).expand(num_networks, -1).contiguous()

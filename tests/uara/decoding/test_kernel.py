@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,40 @@ def test_a_prompt_waits_until_its_cache_fits(table_model: Any, fixed_plan: Any) 
     plan = fixed_plan.of(draft_length=0, devices=2)
     records = play(model, model, requests, plan, devices=2, kv_capacity_tokens=19).requests
     assert records[1].first_token_s == pytest.approx(records[0].end_s + 0.114)
+    # It waits for memory from the first forward that could have taken it along.
+    assert records[0].memory_wait_s == 0
+    assert records[1].memory_wait_s == pytest.approx(records[0].end_s - 0.114)
+
+
+def test_a_prompt_is_read_chunk_by_chunk_and_gives_the_same_answer(
+    random_draft: Any, random_target: Any, fixed_plan: Any
+) -> None:
+    text = tuple(np.random.default_rng(5).integers(0, 48, 90).tolist())
+    own = [request(0, text=text[:6], max_new=30), request(1, text=text, prompt_tokens=130)]
+    answers, fed = [], []
+    for chunk in (512, 25):
+        model = TransformerModel(random_target)
+        read: list[list[int]] = []
+
+        def forward(feeds: Any, model: Any = model, read: Any = read) -> Any:
+            read.append([len(feed.tokens) for feed in feeds])
+            return TransformerModel.forward(model, feeds)
+
+        model.forward = forward  # type: ignore[method-assign]
+        settings = KernelSettings(0.5, GREEDY_CONTRACT, lambda sid: sid, prefill_chunk_tokens=chunk)
+        kernel = VirtualKernel(
+            TransformerModel(random_draft), model, [DeviceProfile(0.02)] * 2,
+            [ServerProfile(FORWARD, 9999)], [own[0], replace(own[1], device=1)],
+            fixed_plan.of(draft_length=0, devices=2), settings,
+        )  # fmt: skip
+        records = kernel.run().requests
+        answers.append([records[sid].tokens for sid in (0, 1)])
+        fed.append(read)
+    assert answers[0] == answers[1]
+    # 40 tokens are priced only; of the 90 the first chunk of 25 behind them holds 10.
+    assert max(max(read) for read in fed[0]) == 90
+    assert max(max(read) for read in fed[1]) == 25
+    assert [10 in read for read in fed[1]].count(True) == 1
 
 
 def test_foreign_rows_and_prompts_slow_a_server_down(table_model: Any, fixed_plan: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
+from tests.uara.decoding.test_exactness import FAMILIES, random_pair
 from uara.decoding.kv import Feed, TransformerModel
 from uara.errors import UserError
 
@@ -19,8 +20,10 @@ def whole(model: Any, tokens: list[int]) -> np.ndarray:
         return model(input_ids=torch.tensor([tokens])).logits[0].numpy()
 
 
-def test_ragged_batches_equal_single_runs(random_target: Any) -> None:
-    model = TransformerModel(random_target)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_batches_equal_single_runs(family: str) -> None:
+    target = random_pair(family)[1]
+    model = TransformerModel(target)
     generator = np.random.default_rng(0)
     texts: list[list[int]] = [[] for _ in range(4)]
     caches = [model.new_cache() for _ in texts]
@@ -34,10 +37,29 @@ def test_ragged_batches_equal_single_runs(random_target: Any) -> None:
             text += fresh
             first = int(generator.integers(0, len(fresh)))
             feeds.append(Feed(cache, fresh, first))
-            wanted.append(whole(random_target, text)[keep + first :])
+            wanted.append(whole(target, text)[keep + first :])
         for got, expected in zip(model.forward(feeds), wanted, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-12, rtol=0)
         assert [cache.length for cache in caches] == [len(text) for text in texts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_read_in_chunks_beside_others_gives_the_logits_of_one_reading(
+    family: str,
+) -> None:
+    target = random_pair(family)[1]
+    model, generator = TransformerModel(target), np.random.default_rng(1)
+    text, other = (generator.integers(0, 48, 60).tolist() for _ in range(2))
+    cache, beside = model.new_cache(), model.new_cache()
+    read, rows = 0, []
+    for turn, size in enumerate((17, 1, 30, 12)):
+        feeds = [
+            Feed(cache, text[read : read + size]),
+            Feed(beside, other[3 * turn : 3 * turn + 3]),
+        ]
+        rows.append(model.forward(feeds)[0])
+        read += size
+    np.testing.assert_allclose(np.concatenate(rows), whole(target, text), atol=1e-12, rtol=0)
 
 
 def test_sessions_join_and_leave_a_batch(random_target: Any) -> None:

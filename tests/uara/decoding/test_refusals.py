@@ -18,8 +18,6 @@ LAWFUL = [DEFAULT_TASKS[0].model_dump(), DEFAULT_TASKS[1].model_dump() | {"lengt
 @pytest.mark.parametrize(
     ("world", "physics", "told"),
     [
-        ({"memory": {"admission": True}}, {}, "world.memory.admission is true"),
-        ({"memory": {"capacity_tokens": [9000] * 3}}, {}, "world.memory.capacity_tokens is set"),
         ({"memory": {"handover": "transfer"}}, {}, "world.memory.handover is 'transfer'"),
         ({"batteries": {}}, {}, "world.batteries is set"),
         ({"outages": {}}, {}, "world.outages is set"),
