@@ -31,7 +31,8 @@ from uara.decoding import contract as contracts
 from uara.decoding import rules
 from uara.decoding.contract import Contract
 from uara.decoding.randomness import Choice, Draws, Purpose
-from uara.decoding.rules import Floats, Outcome, Pairs, truncate
+from uara.decoding.row import Floats, Pairs
+from uara.decoding.rules import Outcome, truncate
 
 CONFIDENCE = 0.2
 
@@ -183,8 +184,8 @@ def _residual_is_target(target: Floats, draft: Floats, sent: Floats | None = Non
     return target
 
 
-def _ordinary_residual(target: Floats, draft: Floats, sent: Floats | None = None) -> Floats:
-    return np.maximum(target - draft, 0)
+def _ordinary_residual_of_token(target: float, draft: float, sent: float) -> float:
+    return max(target - draft, 0.0)
 
 
 def _round_to_nearest(probabilities: Floats, bits: int) -> Floats:
@@ -261,11 +262,11 @@ MUTANTS: dict[str, Mutant] = {
         patches={
             (contracts, "round_up"): _round_to_nearest,
             (rules, "round_up"): _round_to_nearest,
-            (rules, "residual"): _ordinary_residual,
+            (rules, "residual_of_token"): _ordinary_residual_of_token,
         },
     ),
     "rounded up, ordinary residual": Mutant(
-        SPLIT_8, patches={(rules, "residual"): _ordinary_residual}
+        SPLIT_8, patches={(rules, "residual_of_token"): _ordinary_residual_of_token}
     ),
     "tail draw always kept": Mutant(SPLIT, draws=KeepsEveryTail, choices=KeptTails),
     "onehot: mismatch drawn from the whole row": Mutant(

@@ -19,7 +19,8 @@ from uara.decoding import rules
 from uara.decoding.contract import Contract
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Choice, Draws, Purpose
-from uara.decoding.rules import GREEDY, Floats, Outcome, Pairs, Sampling, warp
+from uara.decoding.row import Floats, Pairs
+from uara.decoding.rules import GREEDY, Outcome, Sampling, warp
 
 Tokens = tuple[int, ...]
 Law = dict[Tokens, float]
@@ -218,7 +219,8 @@ class Enumeration:
     def close(self, residual: Floats, target: Floats, top: Pairs) -> int:
         """End a search through tail draws, one of which is awaited, as if it went on for ever."""
         tail_target, tail_residual = target.copy(), residual.copy()
-        tail_target[top.ids] = tail_residual[top.ids] = 0
+        ids = list(top.ids)
+        tail_target[ids] = tail_residual[ids] = 0
         begins_anew = float((tail_target - tail_residual).sum())
         if self.choose(np.array([tail_residual.sum(), begins_anew])):
             return self.choose(residual)

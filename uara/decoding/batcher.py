@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from uara.decoding.evolve import evolve
 from uara.decoding.session import Session, Stage
 from uara.decoding.verifier import Work
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True, gc=False):
     """A context in the queue for reading.
 
     Attributes:
@@ -29,8 +29,7 @@ class Ticket:
     blocked_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Forward:
+class Forward(msgspec.Struct, frozen=True, gc=False):
     """One forward pass.
 
     Attributes:
@@ -54,8 +53,7 @@ class Forward:
     admitted: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class Batcher:
+class Batcher(msgspec.Struct, frozen=True, gc=False):
     """Queue and running forward of one server.
 
     Attributes:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from functools import cached_property
 
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Choice, Purpose
+from uara.decoding.row import EMPTY_PAIRS, Floats, Pairs, top_pairs
 from uara.decoding.rules import (
-    EMPTY_PAIRS,
     GREEDY,
-    Floats,
     Outcome,
-    Pairs,
     Resolution,
     Sampling,
     SplitRule,
@@ -25,7 +22,6 @@ from uara.decoding.rules import (
     lost_residual,
     resolve,
     round_up,
-    top_pairs,
     truncate,
     verify,
 )
@@ -57,19 +53,19 @@ class Contract:
         is_plain = self.probability_bits == 32 and not self.is_lossy
         assert is_plain or self.rule is RuleCode.ID_PROB, "only `id_prob` is rounded or lossy"
 
-    @property
+    @cached_property
     def split(self) -> SplitRule | None:
         """Whether, and with how much of the row, the device draws after a rejection."""
         if self.rule is not RuleCode.ID_PROB:
             return None
         return SplitRule(self.top_k, 0 if self.is_lossy else self.tail_draws)
 
-    @property
+    @cached_property
     def is_coupled(self) -> bool:
         """Whether drafts and target draw by the same noise."""
         return self.rule is RuleCode.GUMBEL
 
-    @property
+    @cached_property
     def draft_sampling(self) -> Sampling:
         """How the draft's logits become a row."""
         return GREEDY if self.rule is RuleCode.IDS else self.sampling
@@ -89,11 +85,16 @@ class Contract:
             case RuleCode.IDS | RuleCode.GUMBEL:
                 return EMPTY_PAIRS
             case RuleCode.ID_PROB:
-                return Pairs(np.array([token]), round_up(law[[token]], self.probability_bits))
+                return Pairs((token,), (self._sent_probability(law, token),))
             case RuleCode.TOPK:
                 return top_pairs(law, self.top_k)
             case RuleCode.FULL:
-                return Pairs(np.arange(len(law)), law)
+                return Pairs(range(len(law)), law)
+
+    def _sent_probability(self, law: Floats, token: int) -> float:
+        if self.probability_bits == 32:
+            return float(law[token])
+        return float(round_up(law[[token]], self.probability_bits)[0])
 
     def verify(
         self,

@@ -7,8 +7,9 @@ then sends token by token until the turn comes back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from uara.decoding.answer import Answer
 from uara.decoding.evolve import evolve
@@ -25,7 +26,7 @@ from uara.decoding.protocol import (
     Token,
     Verdict,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Pairs
 
 
 class Turn(Enum):
@@ -41,8 +42,7 @@ class Turn(Enum):
 NO_ANSWER = Answer((), 1)
 
 
-@dataclass(frozen=True)
-class DeviceState:
+class DeviceState(msgspec.Struct, frozen=True, gc=False):
     """All that the device knows of its current request."""
 
     turn: Turn = Turn.IDLE
@@ -69,30 +69,26 @@ class DeviceState:
         return len(self.text) + len(self.answer.tokens)
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, gc=False):
     """A request begins: its opening frame goes out."""
 
     opening: Open
     draft_length: int
 
 
-@dataclass(frozen=True)
-class Replan:
+class Replan(msgspec.Struct, frozen=True, gc=False):
     """The draft length for blocks that begin from now on."""
 
     draft_length: int
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(msgspec.Struct, frozen=True, gc=False):
     """A frame came down."""
 
     frame: Frame
 
 
-@dataclass(frozen=True)
-class Drafted:
+class Drafted(msgspec.Struct, frozen=True, gc=False):
     """A drafting job has drawn a token."""
 
     token: int
@@ -101,8 +97,7 @@ class Drafted:
     epoch: int = 0  # in which the job began
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True, gc=False):
     """The token after a rejection, or None after `drawn` refused tail draws."""
 
     token: int | None
@@ -112,23 +107,20 @@ class Resolved:
 DeviceEvent = Start | Replan | Received | Drafted | Resolved
 
 
-@dataclass(frozen=True)
-class SendUp:
+class SendUp(msgspec.Struct, frozen=True, gc=False):
     """Send a frame to the server."""
 
     frame: Frame
 
 
-@dataclass(frozen=True)
-class DraftToken:
+class DraftToken(msgspec.Struct, frozen=True, gc=False):
     """Draft the token that follows a context."""
 
     context: tuple[int, ...]
     epoch: int
 
 
-@dataclass(frozen=True)
-class Resolve:
+class Resolve(msgspec.Struct, frozen=True, gc=False):
     """Draw the token after a rejection from the target's row."""
 
     top: Pairs
@@ -138,16 +130,14 @@ class Resolve:
     epoch: int
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """The request is over with this answer; `refusal` is the server's reason if it failed."""
 
     tokens: tuple[int, ...]
     refusal: str = ""
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True, gc=False):
     """A verdict was applied: of the tokens `drafted` from `base` on, `accepted` stand."""
 
     base: int

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
 from uara.decoding.randomness import Draws
-from uara.decoding.rules import Floats, Pairs, Resolution, warp
+from uara.decoding.row import Floats, Pairs
+from uara.decoding.rules import Resolution, warp
 
 
-@dataclass(frozen=True)
-class DraftToken:
+class DraftToken(msgspec.Struct, frozen=True, gc=False):
     """A drafted token, what goes up with it, and how many tokens the model had to read for it."""
 
     token: int

@@ -1,20 +1,7 @@
-"""Changed copies of frozen states, some twenty times faster than `dataclasses.replace`."""
+"""Changed copies of frozen states."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from msgspec import structs
 
-State = TypeVar("State")
-
-
-def evolve(state: State, **changes: object) -> State:
-    """Copy a frozen dataclass without slots, with some fields changed.
-
-    Neither `__init__` nor `__post_init__` runs; unknown names are a defect of the caller.
-    """
-    copy = object.__new__(type(state))
-    fields = copy.__dict__
-    fields.update(state.__dict__)
-    fields.update(changes)
-    assert len(fields) == len(state.__dict__), f"unknown fields among {sorted(changes)}"
-    return copy
+evolve = structs.replace

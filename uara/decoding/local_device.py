@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
 
 from uara.decoding.answer import Answer
 from uara.decoding.device import (
@@ -15,11 +15,11 @@ from uara.decoding.device import (
     Replan,
     Start,
 )
+from uara.decoding.evolve import evolve
 from uara.decoding.protocol import ProtocolError
 
 
-@dataclass(frozen=True)
-class LocalState:
+class LocalState(msgspec.Struct, frozen=True, gc=False):
     """All that the device knows of its current request."""
 
     sid: int = -1
@@ -46,7 +46,7 @@ def step_local_device(
             answer = Answer((), opening.max_new, opening.eos)
             return LocalState(opening.sid, text, answer), (DraftToken(text, 0),)
         case Drafted():
-            state = replace(state, answer=state.answer.extend((event.token,)))
+            state = evolve(state, answer=state.answer.extend((event.token,)))
             if state.answer.is_finished:
                 return LocalState(), (Finish(state.answer.tokens),)
             return state, (DraftToken((*state.text, *state.answer.tokens), 0),)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws
-from uara.decoding.rules import Floats, Outcome, Pairs, draw_tails, top_pairs, warp
+from uara.decoding.row import Floats, Pairs, top_pairs
+from uara.decoding.rules import Outcome, draw_tails, warp
 from uara.decoding.verifier import Capabilities, Work
 
 
@@ -109,7 +108,7 @@ class ModelVerifier:
         token = contract.draw_target(row, position, choice)
         if not self.tells_probability:
             return Outcome(0, token)
-        return Outcome(0, token, Pairs(np.array([token]), row[[token]]))
+        return Outcome(0, token, Pairs((token,), (row.item(token),)))
 
     def lost_residual(self, sid: int, draft_law: Floats) -> float:
         """Compute the share of the last residual that a lossy session leaves out."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from uara.decoding.contract import Contract
@@ -162,8 +163,7 @@ class StalledRunError(RuntimeError):
     """Requests are alive and nothing has been committed for longer than the watchdog allows."""
 
 
-@dataclass(frozen=True)
-class Parcel:
+class Parcel(msgspec.Struct, frozen=True, gc=False):
     """A frame on a link."""
 
     sid: int

@@ -7,7 +7,7 @@ epoch and frames that come twice are dropped and counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from uara.decoding.answer import Answer
 from uara.decoding.device import (
@@ -39,11 +39,10 @@ from uara.decoding.protocol import (
     Token,
     Verdict,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Pairs
 
 
-@dataclass(frozen=True)
-class ParallelDeviceState:
+class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
     """All that the device knows of its current request.
 
     Attributes:

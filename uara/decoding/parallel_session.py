@@ -7,12 +7,11 @@ while a correction is read at once. Every verdict acknowledges all that was acce
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from uara.decoding.evolve import evolve
 from uara.decoding.overlap import Overlap
 from uara.decoding.protocol import NO_TOKEN, Draft, Frame, ProtocolError, Token, Verdict
-from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Pairs
+from uara.decoding.rules import Outcome
 from uara.decoding.session import Session, Stage
 from uara.decoding.verifier import Work
 
@@ -20,8 +19,7 @@ MAX_PARKED_FRAMES = 64
 STOP_AND_WAIT = Overlap(0)
 
 
-@dataclass(frozen=True)
-class ParallelSession(Session):
+class ParallelSession(Session, frozen=True, gc=False):
     """A request whose device drafts ahead.
 
     Attributes:

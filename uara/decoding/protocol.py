@@ -9,14 +9,16 @@ its first token in the context.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache, cached_property
 from typing import ClassVar
 
 import msgspec
 import numpy as np
 
-from uara.decoding.rules import Floats, Ids, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Floats, Pairs
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 64 * 2**20
@@ -95,12 +97,12 @@ _Wire = (
     | _Close
     | _Error
 )
+_LENGTH = struct.Struct("<I")
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[_Wire] = msgspec.msgpack.Decoder(_Wire)
 
 
-@dataclass(frozen=True)
-class Open:
+class Open(msgspec.Struct, frozen=True, gc=False):
     """Open a request (up). The prompt ends in the `text_tokens` that the models read.
 
     The byte of the rule holds its code (4 bits), the width of a probability (2 bits: 32, 16 or 8
@@ -125,8 +127,7 @@ class Open:
     is_lossy: bool = False
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """Ask for verification of drafted tokens (up); with none, hand the turn to the server.
 
     `correction` is the token that the device drew after the last rejection, or `NO_TOKEN`.
@@ -146,8 +147,7 @@ class Draft:
     continues: bool = False
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Answer a draft (down).
 
     Attributes:
@@ -171,8 +171,7 @@ class Verdict:
     queue_us: int
 
 
-@dataclass(frozen=True)
-class NeedP:
+class NeedP(msgspec.Struct, frozen=True, gc=False):
     """Ask for more tail draws at a position (up), after `drawn` were refused."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIII")
@@ -182,8 +181,7 @@ class NeedP:
     drawn: int
 
 
-@dataclass(frozen=True)
-class Tails:
+class Tails(msgspec.Struct, frozen=True, gc=False):
     """Bring more draws from the target outside its Top-K (down), after `drawn` earlier ones."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIII")
@@ -194,8 +192,7 @@ class Tails:
     tails: Pairs
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(msgspec.Struct, frozen=True, gc=False):
     """Bring one token that the server decoded alone (down).
 
     `probability` is the target's for it, sent where the device compares its draft's; else None.
@@ -209,16 +206,14 @@ class Token:
     probability: float | None = None
 
 
-@dataclass(frozen=True)
-class Close:
+class Close(msgspec.Struct, frozen=True, gc=False):
     """End a session (either way)."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<I")
     sid: int
 
 
-@dataclass(frozen=True)
-class Error:
+class Error(msgspec.Struct, frozen=True, gc=False):
     """Refuse a session (down), with one line of text."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<I")
@@ -245,36 +240,50 @@ class Format:
     top_k: int
     probability_bits: int = 32
 
-    @property
+    @cached_property
     def probability_bytes(self) -> int:
         """Bytes of a drafted token's probability."""
         return self.probability_bits // 8 if self.rule is RuleCode.ID_PROB else 4
 
-    @property
-    def id_type(self) -> np.dtype[np.unsignedinteger]:
-        """Little-endian integer type of a token id."""
-        return np.dtype("<u2" if self.vocab_size <= 65_536 else "<u4")
+    @cached_property
+    def id_bytes(self) -> int:
+        """Bytes of a token id."""
+        return 2 if self.vocab_size <= 65_536 else 4
 
-    def pack_ids(self, ids: Ids | tuple[int, ...]) -> bytes:
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes that go with a drafted token."""
+        return {
+            RuleCode.IDS: 0,
+            RuleCode.GUMBEL: 0,
+            RuleCode.ID_PROB: self.probability_bytes,
+            RuleCode.TOPK: self.top_k * (self.id_bytes + 4),
+            RuleCode.FULL: self.vocab_size * 4,
+        }[self.rule]
+
+    def pack_ids(self, ids: Sequence[int]) -> bytes:
         """Pack token ids."""
-        return np.asarray(ids, np.int64).astype(self.id_type).tobytes()
+        return _array(len(ids), "H" if self.id_bytes == 2 else "I").pack(*ids)
 
-    def unpack_ids(self, data: bytes) -> Ids:
+    def unpack_ids(self, data: bytes) -> tuple[int, ...]:
         """Unpack token ids.
 
         Raises:
             ProtocolError: if the bytes are no whole number of ids of the vocabulary.
         """
-        if len(data) % self.id_type.itemsize:
+        count, rest = divmod(len(data), self.id_bytes)
+        if rest:
             raise ProtocolError(f"{len(data)} bytes are no whole number of token ids")
-        ids = np.frombuffer(data, self.id_type).astype(np.int64)
-        if ids.size and int(ids.max()) >= self.vocab_size:
-            raise ProtocolError(f"token id {int(ids.max())} is outside {self.vocab_size} ids")
+        ids: tuple[int, ...] = _array(count, "H" if self.id_bytes == 2 else "I").unpack(data)
+        if ids and max(ids) >= self.vocab_size:
+            raise ProtocolError(f"token id {max(ids)} is outside {self.vocab_size} ids")
         return ids
 
     def pack_pairs(self, pairs: Pairs) -> bytes:
         """Pack ids, then probabilities as f32."""
-        return self.pack_ids(pairs.ids) + pairs.probabilities.astype("<f4").tobytes()
+        if not pairs.ids:
+            return b""
+        return self.pack_ids(pairs.ids) + _pack_probabilities(pairs.probabilities, 4)
 
     def unpack_pairs(self, data: bytes) -> Pairs:
         """Unpack what `pack_pairs` packed.
@@ -282,63 +291,74 @@ class Format:
         Raises:
             ProtocolError: if the size is wrong or a probability lies outside [0, 1].
         """
-        width = self.id_type.itemsize + 4
-        if len(data) % width:
+        if not data:
+            return EMPTY_PAIRS
+        count, rest = divmod(len(data), self.id_bytes + 4)
+        if rest:
             raise ProtocolError(f"{len(data)} bytes are no whole number of (id, probability)")
-        cut = len(data) // width * self.id_type.itemsize
+        cut = count * self.id_bytes
         return Pairs(self.unpack_ids(data[:cut]), _unpack_probabilities(data[cut:]))
 
     def pack_rows(self, rows: tuple[Pairs, ...]) -> bytes:
         """Pack the draft's probabilities as the codec sends them."""
-        if self.rule in (RuleCode.IDS, RuleCode.GUMBEL):
+        if not self.row_bytes:
             return b""
         if self.rule is RuleCode.TOPK:
-            return b"".join(self.pack_pairs(row) for row in rows)
+            return b"".join([self.pack_pairs(row) for row in rows])
         width = self.probability_bytes
-        return b"".join(_pack_probabilities(row.probabilities, width) for row in rows)
+        return b"".join([_pack_probabilities(row.probabilities, width) for row in rows])
 
-    def unpack_rows(self, data: bytes, tokens: Ids) -> tuple[Pairs, ...]:
+    def unpack_rows(self, data: bytes, tokens: tuple[int, ...]) -> tuple[Pairs, ...]:
         """Unpack the probabilities that go with `tokens`, one row per token.
 
         Raises:
             ProtocolError: if there are not as many as the codec sends.
         """
-        width = {
-            RuleCode.IDS: 0,
-            RuleCode.GUMBEL: 0,
-            RuleCode.ID_PROB: self.probability_bytes,
-            RuleCode.TOPK: self.top_k * (self.id_type.itemsize + 4),
-            RuleCode.FULL: self.vocab_size * 4,
-        }[self.rule]
+        width = self.row_bytes
         if len(data) != width * len(tokens):
             raise ProtocolError(f"{len(data)} bytes of rows, expected {width} x {len(tokens)}")
         if not width:
             return ()
-        parts = [data[i * width : (i + 1) * width] for i in range(len(tokens))]
+        if self.rule is RuleCode.ID_PROB:
+            probabilities = _unpack_probabilities(data, width)
+            return tuple([Pairs((x,), (p,)) for x, p in zip(tokens, probabilities, strict=True)])
+        parts = [data[i : i + width] for i in range(0, len(data), width)]
         if self.rule is RuleCode.TOPK:
             return tuple(self.unpack_pairs(part) for part in parts)
-        if self.rule is RuleCode.FULL:
-            ids = np.arange(self.vocab_size)
-            return tuple(Pairs(ids, _unpack_probabilities(part)) for part in parts)
-        return tuple(
-            Pairs(tokens[i : i + 1], _unpack_probabilities(part, width))
-            for i, part in enumerate(parts)
-        )
+        ids = range(self.vocab_size)
+        return tuple(Pairs(ids, _unpack_row(part)) for part in parts)
 
 
-def _pack_probabilities(values: Floats, width: int) -> bytes:
+@cache
+def _array(count: int, letter: str) -> struct.Struct:
+    return struct.Struct(f"<{count}{letter}")
+
+
+def _pack_probabilities(values: Sequence[float] | Floats, width: int) -> bytes:
     """Pack probabilities that a float of `width` bytes holds exactly."""
-    if width == 4:
+    if isinstance(values, np.ndarray):
         return values.astype("<f4").tobytes()
-    data = values.astype("<f2").tobytes()
+    if width == 4:
+        return _array(len(values), "f").pack(*values)
+    data = _array(len(values), "e").pack(*values)
     return data if width == 2 else data[1::2]
 
 
-def _unpack_probabilities(data: bytes, width: int = 4) -> Floats:
+def _unpack_probabilities(data: bytes, width: int = 4) -> tuple[float, ...]:
     if width == 1:
         # A lone byte is the upper one of a half.
-        data = b"".join(bytes((0, byte)) for byte in data)
-    values = np.frombuffer(data, "<f4" if width == 4 else "<f2").astype(np.float64)
+        data = b"".join([bytes((0, byte)) for byte in data])
+    letter, size = ("f", 4) if width == 4 else ("e", 2)
+    values: tuple[float, ...] = _array(len(data) // size, letter).unpack(data)
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ProtocolError("a probability lies outside [0, 1]")
+    return values
+
+
+def _unpack_row(data: bytes) -> Floats:
+    """Unpack a probability for each token of the vocabulary."""
+    values = np.frombuffer(data, "<f4").astype(np.float64)
     if not np.all((values >= 0) & (values <= 1)):
         raise ProtocolError("a probability lies outside [0, 1]")
     return values
@@ -348,7 +368,7 @@ def encode(frame: Frame, form: Format) -> bytes:
     """Encode a frame: u32 length, then MessagePack."""
     body = _ENCODER.encode(_to_wire(frame, form))
     assert len(body) <= MAX_FRAME_BYTES, "a frame is larger than the protocol allows"
-    return struct.pack("<I", len(body)) + body
+    return _LENGTH.pack(len(body)) + body
 
 
 def decode(data: bytes, form: Format | None = None) -> Frame:
@@ -361,7 +381,7 @@ def decode(data: bytes, form: Format | None = None) -> Frame:
     Raises:
         ProtocolError: if the bytes are no frame of this version.
     """
-    if len(data) < 4 or struct.unpack_from("<I", data)[0] != len(data) - 4:
+    if len(data) < 4 or _LENGTH.unpack_from(data)[0] != len(data) - 4:
         raise ProtocolError("the length prefix does not match the frame")
     if len(data) > MAX_FRAME_BYTES + 4:
         raise ProtocolError(f"a frame of {len(data)} bytes is above {MAX_FRAME_BYTES}")
@@ -437,14 +457,14 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
         raise ProtocolError("a session begins with Open")
     match wire:
         case _Draft() | _DraftPart():
-            ids = form.unpack_ids(wire.tokens)
-            rows = form.unpack_rows(wire.rows, ids)
+            tokens = form.unpack_ids(wire.tokens)
+            rows = form.unpack_rows(wire.rows, tokens)
             continues = isinstance(wire, _DraftPart)
-            values = [*Draft.LAYOUT.unpack(wire.header), tuple(ids.tolist()), rows, continues]
+            values = [*Draft.LAYOUT.unpack(wire.header), tokens, rows, continues]
             return Draft(*values)
         case _Verdict():
             *first, device_turn, top_count, queue_us = Verdict.LAYOUT.unpack(wire.header)
-            cut = top_count * (form.id_type.itemsize + 4)
+            cut = top_count * (form.id_bytes + 4)
             top = form.unpack_pairs(wire.row[:cut])
             tails = form.unpack_pairs(wire.row[cut:])
             values = [*first, bool(device_turn), top, tails, queue_us]
@@ -458,7 +478,7 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
             sid, position, token, device_turn = Token.LAYOUT.unpack(wire.header)
             probability = None
             if isinstance(wire, _ShadowToken):
-                probability = float(_unpack_probabilities(wire.probability)[0])
+                (probability,) = _unpack_probabilities(wire.probability)
             return Token(sid, position, token, bool(device_turn), probability)
 
 
@@ -479,8 +499,8 @@ def _read_open(wire: _Open) -> Open:
     if byte & 0x80 or width > 2 or ((width or is_lossy) and rule is not RuleCode.ID_PROB):
         raise ProtocolError(f"rule {byte:#04x} is unknown")
     form = Format(rule, vocab_size, row_top_k)
-    prompt = tuple(form.unpack_ids(wire.prompt).tolist())
-    values = [sid, rule, row_top_k, vocab_size, *rest, prompt, _PROBABILITY_BITS[width], is_lossy]
+    prompt, bits = form.unpack_ids(wire.prompt), _PROBABILITY_BITS[width]
+    values = [sid, rule, row_top_k, vocab_size, *rest, prompt, bits, is_lossy]
     frame = Open(*values)
     if frame.text_tokens > len(prompt):
         raise ProtocolError(f"{frame.text_tokens} text tokens in a prompt of {len(prompt)}")

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from uara.decoding.row import stairs
+
+_pack_key = struct.Struct("<BIII").pack
+_unpack_digest = struct.Struct("<Q").unpack
+_UNIT = 2.0**-53
 
 
 class Purpose(IntEnum):
@@ -80,16 +88,21 @@ class Draws:
     epoch: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
+    @cached_property
+    def _keyed(self) -> hashlib.blake2b:
+        """The hash with its key taken in, to be copied per draw."""
+        return hashlib.blake2b(key=struct.pack("<Q", self.seed), digest_size=8)
+
     def in_epoch(self, epoch: int) -> Draws:
-        """Return the choices of another epoch, with the same ledger."""
-        return replace(self, epoch=epoch)
+        """Return the choices of an epoch, with the same ledger."""
+        return self if epoch == self.epoch else replace(self, epoch=epoch)
 
     def uniform(self, purpose: Purpose, position: int, index: int = 0) -> float:
         """Compute the number in [0, 1) of this key, a multiple of 2^-53."""
-        key = struct.pack("<Q", self.seed)
-        message = struct.pack("<BIII", purpose, position, self.epoch, index)
-        digest = hashlib.blake2b(message, key=key, digest_size=8).digest()
-        return float((int.from_bytes(digest, "little") >> 11) * 2.0**-53)
+        keyed = self._keyed.copy()
+        keyed.update(_pack_key(purpose, position, self.epoch, index))
+        number: int = _unpack_digest(keyed.digest())[0]
+        return (number >> 11) * _UNIT
 
     def _decide(self, purpose: Purpose, position: int, index: int) -> float:
         self.ledger.enter((purpose, position, self.epoch, index))
@@ -103,12 +116,10 @@ class Draws:
         self, purpose: Purpose, position: int, weights: NDArray[np.float64], index: int = 0
     ) -> int:
         """Pick an index by inversion of the cumulated weights; see `Choice`."""
-        cumulated = np.cumsum(weights)
-        assert cumulated[-1] > 0, "a draw needs a positive weight"
-        level = self._decide(purpose, position, index) * cumulated[-1]
+        cumulated, total, last = stairs(weights)
+        level = self._decide(purpose, position, index) * total
         # Rounding may lift `level` to the total, which lies behind the last positive weight.
-        last = int(np.flatnonzero(weights)[-1])
-        return min(int(np.searchsorted(cumulated, level, side="right")), last)
+        return min(bisect_right(cumulated, level), last)
 
     def noise(self, position: int, count: int) -> NDArray[np.float64]:
         """Compute independent exponential numbers of mean 1, (count,), the same in every epoch."""

@@ -10,33 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from uara.decoding.randomness import Choice, Purpose
-
-Floats = NDArray[np.float64]
-Ids = NDArray[np.int64]
+from uara.decoding.row import EMPTY_PAIRS, Floats, Pairs, Row, outside, remembered, top_pairs
 
 LATTICE = 2**24
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Token ids and probabilities side by side, both of shape (n,)."""
-
-    ids: Ids
-    probabilities: Floats
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def probability_of(self, token: int) -> float:
-        """Return the probability of a token; 0 if it is not listed."""
-        return float(self.probabilities[self.ids == token].sum())
-
-
-EMPTY_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -99,15 +79,10 @@ def warp(logits: Floats, sampling: Sampling) -> Floats:
     return to_lattice(weights)
 
 
+@remembered
 def truncate(row: Floats, top_k: int) -> Floats:
     """Restrict a row to its `top_k` most likely tokens and renormalise."""
     return row if top_k >= np.count_nonzero(row) else to_lattice(_keep_most_likely(row, top_k))
-
-
-def top_pairs(row: Floats, top_k: int) -> Pairs:
-    """List the `top_k` most likely tokens of a row, most likely first."""
-    ids = np.argsort(-row, kind="stable")[:top_k]
-    return Pairs(ids.astype(np.int64), row[ids])
 
 
 def _keep_most_likely(weights: Floats, count: int) -> Floats:
@@ -120,7 +95,7 @@ def _keep_most_likely(weights: Floats, count: int) -> Floats:
 def to_row(pairs: Pairs, vocab_size: int) -> Floats:
     """Spread pairs over the vocabulary."""
     row = np.zeros(vocab_size)
-    np.add.at(row, pairs.ids, pairs.probabilities)
+    np.add.at(row, list(pairs.ids), pairs.probabilities)
     return row
 
 
@@ -165,8 +140,14 @@ def residual(target: Floats, draft: Floats, sent: Floats | None = None) -> Float
     return np.where(sent > target, target * (1.0 - share), target - draft)
 
 
-@dataclass(frozen=True)
-class Outcome:
+def residual_of_token(target: float, draft: float, sent: float) -> float:
+    """Compute the `residual` of one token."""
+    if sent > target:
+        return target * (1.0 - draft / sent)
+    return target - draft
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What a verification decided.
 
     Attributes:
@@ -229,12 +210,12 @@ def verify(
             if own != token:
                 return Outcome(i, own)
             continue
-        known = draft_rows[i] if draft_rows else Pairs(np.array([token]), np.ones(1))
+        known = draft_rows[i] if draft_rows else Pairs((token,), (1.0,))
         drafted = known.probability_of(token)
         if drafted <= 0:
             raise ValueError(f"token {token} was drafted with probability {drafted}")
         row = target_rows[i]
-        passes = accept_probability(float(row[token]), drafted)
+        passes = accept_probability(row.item(token), drafted)
         if choice.flip(Purpose.ACCEPT, base + i, passes):
             continue
         if split is not None:
@@ -262,18 +243,14 @@ def draw_tails(
 
     Where nothing lies outside, the pairs are zeros, which a device never takes.
     """
-    outside = row.copy()
-    outside[top.ids] = 0.0
-    if not outside.any():
-        return Pairs(np.zeros(count, np.int64), np.zeros(count))
-    ids = np.array(
-        [choice.pick(Purpose.TAIL, position, outside, first + k) for k in range(count)], np.int64
-    )
-    return Pairs(ids, row[ids])
+    rest = outside(row, len(top))
+    if rest is None:
+        return Pairs((0,) * count, (0.0,) * count)
+    ids = tuple(choice.pick(Purpose.TAIL, position, rest, first + k) for k in range(count))
+    return Pairs(ids, tuple(float(row[token]) for token in ids))
 
 
-@dataclass(frozen=True)
-class Resolution:
+class Resolution(msgspec.Struct, frozen=True, gc=False):
     """The token that a device drew after a rejection, or None and how many tails it refused."""
 
     token: int | None
@@ -307,23 +284,26 @@ def resolve(
         is_lossy: whether the residual outside the Top-K is left out.
     """
     sent = draft if sent is None else sent
-    atoms = residual(top.probabilities, draft[top.ids], sent[top.ids])
+
+    def weight(token: int, target: float) -> float:
+        return residual_of_token(target, draft.item(token), sent.item(token))
+
+    atoms = [weight(*pair) for pair in zip(top.ids, top.probabilities, strict=True)]
     if is_lossy:
-        weights = atoms if atoms.any() else top.probabilities
-        return Resolution(int(top.ids[choice.pick(Purpose.ATOM, position, weights)]), 0)
-    envelope = np.append(atoms, 1.0 - top.probabilities.sum())
+        weights = np.array(atoms if any(atoms) else top.probabilities)
+        return Resolution(top.ids[choice.pick(Purpose.ATOM, position, weights)], 0)
+    envelope = Row.of(np.array([*atoms, 1.0 - sum(top.probabilities)]))
     for k in range(len(tails) + 1):
         index = first + k
         # After a refill the choice of the tail at this index has been made already.
         if not (first and k == 0):
             atom = choice.pick(Purpose.ATOM, position, envelope, index)
             if atom < len(top):
-                return Resolution(int(top.ids[atom]), index)
+                return Resolution(top.ids[atom], index)
         if k == len(tails):
             return Resolution(None, index)
-        token, target = int(tails.ids[k]), tails.probabilities[[k]]
-        weight = float(residual(target, draft[[token]], sent[[token]])[0])
-        if choice.flip(Purpose.THIN, position, weight / float(target[0]), index):
+        token, target = tails.ids[k], tails.probabilities[k]
+        if choice.flip(Purpose.THIN, position, weight(token, target) / target, index):
             return Resolution(token, index)
     raise AssertionError("the loop returns at its last step")
 
@@ -341,5 +321,5 @@ def lost_residual(target: Floats, draft: Floats, sent: Floats, top_k: int) -> fl
         top_k: K.
     """
     weights = residual(target, draft, sent)
-    inside = float(weights[top_pairs(target, top_k).ids].sum())
+    inside = float(weights[list(top_pairs(target, top_k).ids)].sum())
     return 1.0 - inside / float(weights.sum())

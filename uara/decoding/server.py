@@ -7,8 +7,9 @@ along everything that waits, with prompts read in chunks, first come first serve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
+
+import msgspec
 
 from uara.decoding.answer import Answer
 from uara.decoding.batcher import Batcher, Forward, add_prefill, compose, drop_prefill, finish
@@ -33,13 +34,13 @@ from uara.decoding.protocol import (
     Token,
     Verdict,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs, Sampling
+from uara.decoding.row import EMPTY_PAIRS, Pairs
+from uara.decoding.rules import Outcome, Sampling
 from uara.decoding.session import Session, Stage
 from uara.decoding.verifier import Contract, Work
 
 
-@dataclass(frozen=True)
-class ServerState:
+class ServerState(msgspec.Struct, frozen=True, gc=False):
     """All that a server knows.
 
     Attributes:
@@ -57,12 +58,11 @@ class ServerState:
     tokenizer_hash: int
     tail_draws: int
     batcher: Batcher
-    sessions: Mapping[int, Session] = field(default_factory=dict)
-    parked: Mapping[int, tuple[Frame, ...]] = field(default_factory=dict)
+    sessions: Mapping[int, Session] = msgspec.field(default_factory=dict)
+    parked: Mapping[int, tuple[Frame, ...]] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(msgspec.Struct, frozen=True, gc=False):
     """A frame came up; the plan of its session goes with it.
 
     Attributes:
@@ -76,15 +76,13 @@ class Received:
     overlap: Overlap | None = None
 
 
-@dataclass(frozen=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A session came from another server."""
 
     session: Session
 
 
-@dataclass(frozen=True)
-class Replan:
+class Replan(msgspec.Struct, frozen=True, gc=False):
     """The controller's plan for a session: which server it belongs to, and its draft length."""
 
     sid: int
@@ -92,31 +90,27 @@ class Replan:
     draft_length: int
 
 
-@dataclass(frozen=True)
-class ForeignLoad:
+class ForeignLoad(msgspec.Struct, frozen=True, gc=False):
     """Sequences in every forward, and prompt tokens in the queue, that belong to other networks."""
 
     rows: int
     prefill_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class ForwardDone:
+class ForwardDone(msgspec.Struct, frozen=True, gc=False):
     """The running forward has ended; one outcome per work, None for a mere reading."""
 
     outcomes: tuple[Outcome | None, ...]
 
 
-@dataclass(frozen=True)
-class TailsDrawn:
+class TailsDrawn(msgspec.Struct, frozen=True, gc=False):
     """More tail draws at a rejected position."""
 
     request: NeedP
     tails: Pairs
 
 
-@dataclass(frozen=True)
-class KeptRowJudged:
+class KeptRowJudged(msgspec.Struct, frozen=True, gc=False):
     """The kept row of a parallel session has said whether its next token stands, or drawn one."""
 
     sid: int
@@ -126,29 +120,25 @@ class KeptRowJudged:
 ServerEvent = KeptRowJudged | Received | Arrived | Replan | ForeignLoad | ForwardDone | TailsDrawn
 
 
-@dataclass(frozen=True)
-class SendDown:
+class SendDown(msgspec.Struct, frozen=True, gc=False):
     """Send a frame to the session's device."""
 
     frame: Frame
 
 
-@dataclass(frozen=True)
-class StartForward:
+class StartForward(msgspec.Struct, frozen=True, gc=False):
     """Run a forward; its end is an event."""
 
     forward: Forward
 
 
-@dataclass(frozen=True)
-class DrawTails:
+class DrawTails(msgspec.Struct, frozen=True, gc=False):
     """Draw more tail tokens at a rejected position."""
 
     request: NeedP
 
 
-@dataclass(frozen=True)
-class JudgeByKeptRow:
+class JudgeByKeptRow(msgspec.Struct, frozen=True, gc=False):
     """Test a drafted token against the row that is kept, or draw from it if there is none.
 
     It takes no forward: the answer is due before anything else happens.
@@ -161,8 +151,7 @@ class JudgeByKeptRow:
     epoch: int
 
 
-@dataclass(frozen=True)
-class OpenCache:
+class OpenCache(msgspec.Struct, frozen=True, gc=False):
     """Make an empty cache for a session."""
 
     sid: int
@@ -170,15 +159,13 @@ class OpenCache:
     seed: int
 
 
-@dataclass(frozen=True)
-class CloseCache:
+class CloseCache(msgspec.Struct, frozen=True, gc=False):
     """Free a session's cache."""
 
     sid: int
 
 
-@dataclass(frozen=True)
-class Migrate:
+class Migrate(msgspec.Struct, frozen=True, gc=False):
     """Pass a session on to another server, without its cache."""
 
     session: Session

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from uara.decoding.answer import Answer
 from uara.decoding.evolve import evolve
@@ -21,8 +22,7 @@ class Stage(Enum):
     DECODE = "decode"
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(msgspec.Struct, frozen=True, gc=False):
     """A request at a server.
 
     Attributes:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
 from uara.decoding.randomness import Draws
-from uara.decoding.rules import Floats, round_up, warp
+from uara.decoding.row import Floats
+from uara.decoding.rules import round_up, warp
 
 
 @dataclass

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from uara.decoding.contract import Contract as Contract  # a name of verifiers as well
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws
-from uara.decoding.rules import Outcome, Pairs
+from uara.decoding.row import Pairs
+from uara.decoding.rules import Outcome
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(msgspec.Struct, frozen=True, gc=False):
     """One session's part of a forward.
 
     Attributes:

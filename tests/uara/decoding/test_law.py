@@ -17,7 +17,8 @@ from uara.decoding import contract, rules
 from uara.decoding.kernel import KernelSettings, VirtualKernel
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws, Purpose, derive_seed
-from uara.decoding.rules import GREEDY, Floats, Sampling, truncate
+from uara.decoding.row import Floats
+from uara.decoding.rules import GREEDY, Sampling, truncate
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.verifier import Contract
 from uara.serving.hardware import ForwardTime

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from uara.decoding import device as dev
 from uara.decoding import server as srv
@@ -27,10 +25,11 @@ from uara.decoding.protocol import (
     Token,
     Verdict,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Pairs
+from uara.decoding.rules import Outcome
 from uara.decoding.session import Stage
 
-PAIR = Pairs(np.array([3]), np.array([0.5]))
+PAIR = Pairs((3,), (0.5,))
 
 
 def opening(max_new: int = 10, eos: int = NO_TOKEN) -> Open:

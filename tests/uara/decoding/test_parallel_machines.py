@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from uara.decoding import device as dev
 from uara.decoding import server as srv
@@ -27,9 +25,10 @@ from uara.decoding.protocol import (
     Token,
     Verdict,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Outcome, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Pairs
+from uara.decoding.rules import Outcome
 
-PAIR = Pairs(np.array([3]), np.array([0.5]))
+PAIR = Pairs((3,), (0.5,))
 OPENING = Open(1, RuleCode.ID_PROB, 2, 8, 2, 20, 0, 5, 1.0, 0, 1.0, NO_TOKEN, (0, 0, 4, 5))
 
 
@@ -166,7 +165,7 @@ def test_behind_a_barrier_a_verdict_waits_for_the_block() -> None:
 def test_the_device_draws_a_correction_and_sends_it_at_once() -> None:
     device = Device(Overlap(1, sends_first_ahead=False), 2)
     device.draft(1, 2)
-    top = Pairs(np.array([0, 1]), np.array([0.5, 0.25]))
+    top = Pairs((0, 1), (0.5, 0.25))
     device.receive(replace(accept(3, 1), top=top))
     assert isinstance(device.jobs[-1], dev.Resolve)
     device.step(dev.Resolved(None, 1))

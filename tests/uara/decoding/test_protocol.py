@@ -25,10 +25,11 @@ from uara.decoding.protocol import (
     decode,
     encode,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Pairs, round_up, to_lattice
+from uara.decoding.row import EMPTY_PAIRS, Pairs
+from uara.decoding.rules import round_up, to_lattice
 
 ROW = to_lattice(np.array([0.5, 0.2, 0.1, 0.3]))
-PAIRS = Pairs(np.array([2, 0]), ROW[[2, 0]])
+PAIRS = Pairs((2, 0), tuple(ROW[[2, 0]].tolist()))
 OPEN = Open(
     9, RuleCode.TOPK, 2, 4, 3, 64, 2**64 - 1, 2**63 + 5, 0.7, 5, 0.9, NO_TOKEN, (0, 1, 2, 3)
 )
@@ -49,14 +50,14 @@ FRAMES: list[Frame] = [
 
 def listed(value: object) -> object:
     if isinstance(value, Pairs):
-        return (value.ids.tolist(), value.probabilities.tolist())
+        return (list(value.ids), [float(probability) for probability in value.probabilities])
     if isinstance(value, tuple):
         return [listed(item) for item in value]
     return value
 
 
 def fields(frame: Frame) -> dict[str, object]:
-    return {name: listed(value) for name, value in vars(frame).items()}
+    return {name: listed(value) for name, value in msgspec.structs.asdict(frame).items()}
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: type(frame).__name__)
@@ -64,7 +65,7 @@ def fields(frame: Frame) -> dict[str, object]:
 def test_a_frame_comes_out_as_it_went_in(frame: Frame, vocab_size: int) -> None:
     form = Format(RuleCode.TOPK, vocab_size, 2)
     if isinstance(frame, Open):
-        frame = Open(**{**vars(frame), "vocab_size": vocab_size})
+        frame = msgspec.structs.replace(frame, vocab_size=vocab_size)
     copy = decode(encode(frame, form), form)
     assert type(copy) is type(frame)
     assert fields(copy) == fields(frame)
@@ -73,8 +74,8 @@ def test_a_frame_comes_out_as_it_went_in(frame: Frame, vocab_size: int) -> None:
 @pytest.mark.parametrize(
     ("code", "row"),
     [
-        (RuleCode.ID_PROB, Pairs(np.array([2]), ROW[[2]])),
-        (RuleCode.FULL, Pairs(np.arange(4), ROW)),
+        (RuleCode.ID_PROB, Pairs((2,), (ROW.item(2),))),
+        (RuleCode.FULL, Pairs(range(4), ROW)),
     ],
 )
 def test_every_codec_brings_its_rows_over(code: RuleCode, row: Pairs) -> None:
@@ -86,7 +87,7 @@ def test_every_codec_brings_its_rows_over(code: RuleCode, row: Pairs) -> None:
 @pytest.mark.parametrize(("bits", "size"), [(32, 4), (16, 2), (8, 1)])
 def test_rounded_probabilities_come_over_as_they_are(bits: int, size: int) -> None:
     form, whole = Format(RuleCode.ID_PROB, 4, 2, bits), Format(RuleCode.IDS, 4, 2)
-    rows = tuple(Pairs(np.array([i]), round_up(ROW[[i]], bits)) for i in (2, 0, 3))
+    rows = tuple(Pairs((i,), tuple(round_up(ROW[[i]], bits).tolist())) for i in (2, 0, 3))
     frame = Draft(1, 0, 0, 5, NO_TOKEN, (2, 0, 3), rows)
     assert fields(decode(encode(frame, form), form)) == fields(frame)
     bare = Draft(1, 0, 0, 5, NO_TOKEN, (2, 0, 3), ())
@@ -96,7 +97,7 @@ def test_rounded_probabilities_come_over_as_they_are(bits: int, size: int) -> No
 @pytest.mark.parametrize(("bits", "is_lossy"), [(32, True), (16, False), (8, True)])
 def test_the_opening_frame_agrees_on_rounding_and_loss(bits: int, is_lossy: bool) -> None:
     changed = {"rule": RuleCode.ID_PROB, "probability_bits": bits, "is_lossy": is_lossy}
-    frame = Open(**{**vars(OPEN), **changed})
+    frame = msgspec.structs.replace(OPEN, **changed)
     assert decode(encode(frame, Format(RuleCode.ID_PROB, 4, 2))) == frame
 
 
@@ -108,7 +109,7 @@ def test_the_opening_frame_needs_no_agreement() -> None:
 
 def broken() -> dict[str, bytes]:
     form = Format(RuleCode.ID_PROB, 4, 2)
-    good = encode(Draft(1, 0, 0, 5, NO_TOKEN, (2,), (Pairs(np.array([2]), np.array([0.5])),)), form)
+    good = encode(Draft(1, 0, 0, 5, NO_TOKEN, (2,), (Pairs((2,), (0.5,)),)), form)
     header = Draft.LAYOUT.pack(1, 0, 0, 5, NO_TOKEN)
     token = np.array([2], "<u2").tobytes()
     half = np.array([0.5], "<f4").tobytes()
@@ -145,7 +146,7 @@ def test_what_is_no_frame_is_refused(reason: str) -> None:
 
 
 def test_a_frame_has_no_more_text_than_prompt() -> None:
-    frame = Open(**{**vars(OPEN), "text_tokens": 5})
+    frame = msgspec.structs.replace(OPEN, text_tokens=5)
     with pytest.raises(ProtocolError, match="5 text tokens in a prompt of 4"):
         decode(encode(frame, Format(RuleCode.TOPK, 4, 2)))
 

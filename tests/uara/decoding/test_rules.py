@@ -24,16 +24,14 @@ from uara.decoding import rules
 from uara.decoding.contract import Contract
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws
+from uara.decoding.row import EMPTY_PAIRS, Pairs, top_pairs
 from uara.decoding.rules import (
-    EMPTY_PAIRS,
     LATTICE,
-    Pairs,
     Sampling,
     lost_residual,
     residual,
     round_up,
     to_lattice,
-    top_pairs,
     verify,
     warp,
 )
@@ -137,13 +135,13 @@ def test_top_k_then_top_p_keep_the_head_of_the_law() -> None:
 def test_a_token_of_probability_zero_is_refused() -> None:
     row = np.array([0.5, 0.5])
     with pytest.raises(ValueError, match="token 0 was drafted with probability 0"):
-        verify([row, row], [0], [Pairs(np.array([1]), np.ones(1))], None, 0, Enumeration(()))
+        verify([row, row], [0], [Pairs((1,), (1.0,))], None, 0, Enumeration(()))
 
 
 def test_nothing_outside_the_top_k_gives_empty_tails() -> None:
     row = np.array([0.75, 0.25, 0.0])
     tails = rules.draw_tails(row, top_pairs(row, 2), 3, 0, 0, Enumeration(()))
-    assert tails.probabilities.tolist() == [0, 0, 0]
+    assert tails.probabilities == (0, 0, 0)
     assert len(EMPTY_PAIRS) == 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,7 +18,7 @@ from uara.decoding.protocol import (
     Verdict,
     encode,
 )
-from uara.decoding.rules import EMPTY_PAIRS, Pairs
+from uara.decoding.row import EMPTY_PAIRS, Pairs
 from uara.errors import UserError
 from uara.serving.payload import CODEC_NAMES, CODECS, Codec, make_codec
 
@@ -42,7 +41,7 @@ def frame_bits(frame: Frame, codec: Codec) -> int:
 
 
 def pairs(count: int) -> Pairs:
-    return Pairs(np.arange(count), np.full(count, 0.5 / max(count, 1)))
+    return Pairs(tuple(range(count)), (0.5 / max(count, 1),) * count)
 
 
 def draft_of(length: int, codec: Codec) -> Draft:
