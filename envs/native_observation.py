@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from envs.local_prediction import (
+from envs.observation import Observation, schema
+from uara.errors import UserError
+from uara.local_prediction import (
     ASSUMED_ACTIVITY,
     ASSUMED_RESIDUAL_SHARE,
     PRESENCE_WHEN_DRAFTING,
     assumed_draft_length,
 )
-from envs.observation import Observation, schema
-from uara.errors import UserError
 from uara.native import load_library, pointers
 from uara.network import NetworkState
 from uara.prediction import Physics

@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from envs.local_prediction import LocalPrediction, ServerLoad, predict_locally, server_load
 from uara.errors import UserError
+from uara.local_prediction import LocalPrediction, ServerLoad, predict_locally, server_load
 from uara.network import NetworkState, Phase
 from uara.prediction import Physics
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from envs.batched import BatchedEnv
-from envs.local_prediction import server_load
+from uara.local_prediction import server_load
 from uara.network import NetworkState
 
 

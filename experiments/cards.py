@@ -13,6 +13,7 @@ from experiments.runs import provenance, write_json, write_text
 from uara.files import whole_file
 
 SHIPPED = PROJECT / "checkpoints" / "policies"
+FILES = (PROJECT / "experiments", PROJECT / "experiments" / "learned")
 OBSERVES = {
     "device": "a phone's own links, its own request and what servers broadcast",
     "network": "the whole state of the network",
@@ -21,6 +22,12 @@ SIZES = {
     "mappo": "the same weights take any number of devices and servers, without any claim there",
     "sb3_ppo": "it takes only as many devices and servers",
 }
+
+
+def experiment_file(name: str) -> Path:
+    """Find the file of an experiment of this project; by its name, where there is none yet."""
+    found = (folder / f"{name}.yaml" for folder in FILES)
+    return next((path for path in found if path.is_file()), FILES[0] / f"{name}.yaml")
 
 
 def ship_policy(
@@ -65,7 +72,7 @@ def card_text(config: ExperimentConfig, card: dict[str, Any]) -> str:
     )
     return f"""# Policy `{config.name}`
 
-Made by `uara train experiments/{config.name}.yaml seed={config.seed}`
+Made by `uara train {experiment_file(config.name).relative_to(PROJECT)} seed={config.seed}`
 (commit {card["provenance"]["commit"]}, torch {card["provenance"]["packages"]["torch"]});
 chosen by validation among the policies of that run. It observes as `{card["observes"]}`:
 {OBSERVES[card["observes"]]}. Learned heads: {", ".join(config.control.learned)}; the rest by closed

@@ -25,6 +25,8 @@ from experiments.config import (
 from experiments.plan import PlanTask
 from experiments.plan_command import plan
 from experiments.runs import provenance, write_json
+from experiments.scores_command import scores
+from experiments.tasks_command import tasks
 from experiments.tune_command import tune
 from uara.errors import UserError
 
@@ -39,6 +41,8 @@ pair = typer.Typer(help="Draft/target pairs of language models.", no_args_is_hel
 app.add_typer(channels, name="channels")
 app.add_typer(pair, name="pair")
 app.command()(plan)
+app.command()(scores)
+app.command()(tasks)
 app.command()(tune)
 console = Console(width=None if sys.stdout.isatty() else 140)
 

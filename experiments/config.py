@@ -169,7 +169,7 @@ def load_task(path: Path | str, overrides: list[str] | None = None) -> TaskConfi
     Raises:
         UserError: for a missing file, a wrong key or a value that is not allowed.
     """
-    raw = _override(_read_yaml(Path(path)), overrides or [])
+    raw = _override(_read_task(Path(path)), overrides or [])
     return _validate(TaskConfig, _read_controllers(raw, Path(path)), Path(path))
 
 
@@ -187,7 +187,8 @@ def load_experiment(path: Path | str, overrides: list[str] | None = None) -> Exp
             "experiments/quickstart.yaml"
         )
     if isinstance(raw["task"], str):
-        raw["task"] = _read_yaml(path.parent / raw["task"])
+        task_path = path.parent / raw["task"]
+        raw["task"] = _read_controllers(_read_task(task_path), task_path)
     raw = _override(raw, overrides or [])
     if isinstance(raw["task"], dict):
         _read_controllers(raw["task"], path)
@@ -258,6 +259,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of options; see `uara schema`")
     return raw
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    """Read a task file on top of the one beside it that it extends, if it names one."""
+    names = [path]
+    own = _read_yaml(path)
+    while "extends" in own:
+        path = path.parent / str(own.pop("extends"))
+        if path in names:
+            raise UserError(f"task {names[0]} extends itself by way of {path}; drop one `extends`")
+        names.append(path)
+        own = _merge(_read_yaml(path), own)
+    return own
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Lay options over others: groups of options meet, all else is replaced."""
+    merged = dict(base)
+    for name, value in own.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = _merge(base[name], value) if both else value
+    return merged
 
 
 def _read_controllers(task: dict[str, Any], path: Path) -> dict[str, Any]:

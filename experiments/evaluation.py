@@ -46,7 +46,7 @@ class EpisodeRows:
     observes: str
     world: NDArray[np.int64]  # (N,) cluster label
     metrics: dict[str, NDArray[np.float64]]  # (N,) each, by the names of METRICS and DETAILS
-    decide_s: float  # wall time of one decision for one network
+    decide_s: float  # processor time of one decision for one network
     capped: bool  # some request was not finished when the drain ended
     seed: NDArray[np.int64] | None = None  # (N,) of training, where several runs are pooled
 
@@ -56,6 +56,18 @@ class EpisodeRows:
         known = np.isfinite(values)
         seed = None if self.seed is None else self.seed[known]
         return mean_interval(values[known], self.world[known], seed)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a controller is shown of a world."""
+
+    view: View | None
+    informed: bool
+
+    def __call__(self, world: World) -> NetworkState:
+        state = world.state(true=self.informed)
+        return state if self.view is None else self.view(state)
 
 
 def make_world(task: TaskConfig, bank: ChannelBank, num_networks: int) -> World:
@@ -88,6 +100,7 @@ def evaluate_controller(
     seed: int | None = None,
     batch: int = 64,
     view: View | None = None,
+    informed: bool = False,
 ) -> EpisodeRows:
     """Play a controller on frozen episodes until every request is done.
 
@@ -100,6 +113,8 @@ def evaluate_controller(
         seed: key of the requests; the task's by default.
         batch: networks played at once.
         view: changes what the controller sees, e.g. equal gains (for `uara diagnose`).
+        informed: show it the truth of the slot (each request's own acceptance, gains of now, the
+            true machines) in place of what controllers may know; the future stays hidden.
 
     Raises:
         UserError: if the bank has no world of the split.
@@ -110,12 +125,13 @@ def evaluate_controller(
     if len(available) == 0:
         raise UserError(f"the bank has no {split} worlds; set bank.{split} above 0 and rebuild")
     worlds = torch.from_numpy(available[np.arange(episodes) % len(available)])
+    look = _Look(view, informed)
     parts, spent, slots, capped = [], 0.0, 0, False
     for start in range(0, episodes, batch):
         rows = slice(start, min(start + batch, episodes))
         generator = torch.Generator().manual_seed(task.evaluation.seed + start)
         part, seconds, steps, cut = _play(
-            controller, task, bank, worlds[rows], keys[rows], generator, view
+            controller, task, bank, worlds[rows], keys[rows], generator, look
         )
         parts.append(part)
         spent, slots, capped = spent + seconds, slots + steps * len(worlds[rows]), capped or cut
@@ -136,7 +152,7 @@ def _play(
     worlds: torch.Tensor,
     keys: torch.Tensor,
     generator: torch.Generator,
-    view: View | None,
+    look: _Look,
 ) -> tuple[dict[str, NDArray[np.float64]], float, int, bool]:
     """Play one batch of episodes to the end of its drain."""
     world = make_world(task, bank, len(keys))
@@ -150,10 +166,10 @@ def _play(
     slot = 0
     while slot < limit:
         slot += 1
-        state = world.state() if view is None else view(world.state())
-        begin = time.perf_counter()
+        state = look(world)
+        begin = time.process_time()
         decision: Decision = controller.decide(state)
-        spent += time.perf_counter() - begin
+        spent += time.process_time() - begin
         outcome = world.step(decision)
         controller.observe(outcome)
         log.add(outcome)

@@ -62,9 +62,14 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
+        "command": " ".join((_program(Path(sys.argv[0])), *sys.argv[1:])),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def _program(path: Path) -> str:
+    """Name a program without where it lies on this machine."""
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def write_text(path: Path, text: str) -> None:

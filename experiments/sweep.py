@@ -33,8 +33,14 @@ from uara.prediction import Physics
 Done = Callable[[Path], None]
 
 
-def save_rows(rows: EpisodeRows, path: Path) -> None:
-    """Write per-episode rows to a Parquet file, whole or not at all."""
+def save_rows(rows: EpisodeRows, path: Path, task_hash: str | None = None) -> None:
+    """Write per-episode rows to a Parquet file, whole or not at all.
+
+    Args:
+        rows: what to keep.
+        path: of the file.
+        task_hash: of the task that they were made on, where rows are kept for later.
+    """
     columns: dict[str, object] = {"world": rows.world} | dict(rows.metrics)
     facts = {
         "controller": rows.controller,
@@ -42,7 +48,10 @@ def save_rows(rows: EpisodeRows, path: Path) -> None:
         "decide_s": rows.decide_s,
         "capped": rows.capped,
     }
-    table = pa.table(columns).replace_schema_metadata({"uara": json.dumps(facts)})
+    metadata = {"uara": json.dumps(facts)}
+    if task_hash is not None:
+        metadata["uara-task"] = json.dumps(task_hash)
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with whole_file(path) as temporary:
         pq.write_table(table, temporary)
 

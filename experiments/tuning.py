@@ -53,6 +53,10 @@ SPANS: dict[str, dict[str, Span]] = {
         "switching_margin_s": Span(0.0, 8.0),
         "sweeps": Span(1, 2, whole=True),
     },
+    "local_greedy": {
+        "harm_weight": Span(0.0, 3.0),
+        "switching_margin_s": Span(2.0, 30.0),
+    },
 }
 
 

@@ -19,6 +19,7 @@ UARA = [
     ["uara.serving"],
     ["uara.rates"],
     ["uara.prediction"],
+    ["uara.local_prediction"],
     ["uara.control"],
     ["uara.world"],
     ["uara.decoding"],

@@ -75,6 +75,7 @@ def test_the_names_of_rules() -> None:
     assert list(POWER_RULES) == ["full", "open_loop", "min_energy_deadline", "wmmse"]
     assert RULES["draft_length"] == ("argmin", "log_threshold", "ucb")
     assert RULES["mode"] == ("sd", "server_ar", "device_only", "psd", "async", "best_mode")
+    assert list(CONTROLLERS) == ["completion_greedy", "local_greedy", "oracle"]
     assert list(COMPUTE_RULES) == [
         "equal_compute", "square_root_compute", "proportional_compute", "joint_min_max",
     ]  # fmt: skip
@@ -199,7 +200,9 @@ COMMANDS = {
     "quickstart": ["--folder", "--json", "--seed"],
     "results": ["--seeds", "--workers"],
     "schema": [],
+    "scores": ["--learner", "--render", "--seeds", "--workers"],
     "sweep": ["--override", "--seeds", "--workers"],
+    "tasks": ["--episodes", "--mode"],
     "train": ["--resume", "--run"],
     "tune": [
         "--controller",

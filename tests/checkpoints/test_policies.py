@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from agents.policy import load_policy
-from experiments.cards import SHIPPED
+from experiments.cards import SHIPPED, experiment_file
 from experiments.config import ExperimentConfig, load_experiment
 from uara.prediction import Physics
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in SHIPPED.glob("*/card.json"))
 LIMIT_MB = 40
 
@@ -29,7 +28,7 @@ def test_policy_loads_and_its_card_is_of_the_present_config(folder: Path) -> Non
     config = ExperimentConfig.model_validate(card["experiment"])
     policy = load_policy(folder / card["policy"], Physics.of(config.task.physics))
     assert policy.observes == config.observation.view
-    present = load_experiment(ROOT / "experiments" / f"{folder.name}.yaml", ["seed=0"])
+    present = load_experiment(experiment_file(folder.name), ["seed=0"])
     assert present.task.config_hash() == card["task_hash"]
     assert present == config
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from envs import Action, ControlConfig, EnvRecipe, ObservationSchema, observe, schema
-from envs.local_prediction import predict_locally, server_load
 from envs.observation import bounds
 from tests.uara.decisions import physics_of
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.errors import UserError
+from uara.local_prediction import predict_locally, server_load
 from uara.network import NetworkState
 from uara.prediction import Physics, PhysicsConfig, predict
 from uara.radio.link import LinkConfig

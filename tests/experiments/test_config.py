@@ -53,6 +53,31 @@ def test_every_shipped_config_loads(path: Path) -> None:
         assert load_experiment(path).name == path.stem
 
 
+def test_a_task_extends_another_and_says_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: base\nworld: {bandwidth_hz: 1e6, rtt_s: 0.05}\nevaluation: {controllers: [random]}\n"
+    )
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nname: middle\nworld: {rtt_s: 0.1}\n")
+    (tmp_path / "own.yaml").write_text(
+        "extends: middle.yaml\nname: own\nevaluation: {controllers: [max_sinr, max_gain]}\n"
+    )
+    task = load_task(tmp_path / "own.yaml", ["world.slot_s=0.5"])
+    assert (task.name, task.world.bandwidth_hz, task.world.rtt_s) == ("own", 1e6, 0.1)
+    assert task.evaluation.controllers == ("max_sinr", "max_gain")
+    (tmp_path / "experiment.yaml").write_text("name: e\ntask: own.yaml\n")
+    assert load_experiment(tmp_path / "experiment.yaml").task == task
+
+
+def test_a_task_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\nname: a\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nname: b\n")
+    with pytest.raises(UserError, match=r"a\.yaml extends itself by way of .*a\.yaml; drop one"):
+        load_task(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("extends: gone.yaml\nname: c\n")
+    with pytest.raises(UserError, match=r"gone\.yaml does not exist"):
+        load_task(tmp_path / "c.yaml")
+
+
 def test_there_are_shipped_configs() -> None:
     assert {"quickstart.yaml", "quickstart-sb3.yaml"} <= {path.name for path in FILES}
 
