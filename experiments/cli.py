@@ -27,6 +27,7 @@ from experiments.plan_command import plan
 from experiments.runs import provenance, write_json
 from experiments.scores_command import scores
 from experiments.tasks_command import tasks
+from experiments.serve_command import device, serve
 from experiments.tune_command import tune
 from uara.errors import UserError
 
@@ -44,6 +45,8 @@ app.command()(plan)
 app.command()(scores)
 app.command()(tasks)
 app.command()(tune)
+app.command()(serve)
+app.command()(device)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 Config = Annotated[Path, typer.Argument(help="config file (YAML)")]

@@ -104,7 +104,12 @@ class Resolved(msgspec.Struct, frozen=True, gc=False):
     drawn: int
 
 
-DeviceEvent = Start | Replan | Received | Drafted | Resolved
+@dataclass(frozen=True)
+class Reconnected:
+    """The connection was lost and is back; what was not committed is drafted again."""
+
+
+DeviceEvent = Start | Replan | Received | Drafted | Resolved | Reconnected
 
 
 class SendUp(msgspec.Struct, frozen=True, gc=False):
@@ -164,6 +169,8 @@ def step_device(state: DeviceState, event: DeviceEvent) -> DeviceStep:
             return _add_to_block(state, event)
         case Resolved():
             return _resolved(state, event)
+        case Reconnected():
+            return _reconnected(state)
         case Received(frame=Token() as token):
             return _token(state, token)
         case Received(frame=Verdict() as verdict):
@@ -188,6 +195,14 @@ def _start(event: Start) -> DeviceStep:
         draft_length=event.draft_length,
     )
     return state, (SendUp(opening),)
+
+
+def _reconnected(state: DeviceState) -> DeviceStep:
+    """Go on from the committed tokens, or wait for the first one as after the opening."""
+    if not state.answer.tokens:
+        return evolve(state, turn=Turn.SERVER), ()
+    # A correction is part of what the server has been told anew.
+    return _take_turn(evolve(state, correction=NO_TOKEN))
 
 
 def _take_turn(state: DeviceState) -> DeviceStep:

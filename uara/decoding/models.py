@@ -93,8 +93,8 @@ def load_pair(
     Raises:
         UserError: If a model is missing or unreadable, or the two do not share one vocabulary.
     """
-    draft_tokenizer = _load_tokenizer(draft)
-    target_tokenizer = _load_tokenizer(target)
+    draft_tokenizer = load_tokenizer(draft)
+    target_tokenizer = load_tokenizer(target)
     if tokenizer_hash(draft_tokenizer) != tokenizer_hash(target_tokenizer):
         raise UserError(
             f"draft '{draft}' and target '{target}' have two tokenizers ({len(draft_tokenizer)} "
@@ -106,7 +106,7 @@ def load_pair(
             f"the tokenizer of '{target}' names no end token; set eos_token in its "
             "tokenizer_config.json"
         )
-    models = [_load_model(source, dtype) for source in (draft, target)]
+    models = [load_model(source, dtype) for source in (draft, target)]
     for source, model in zip((draft, target), models, strict=True):
         rows = int(model.config.vocab_size)
         if rows < len(target_tokenizer):
@@ -185,8 +185,12 @@ def _location(source: Path | str) -> str:
     return str(folder)
 
 
-def _load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer, from its folder or from the folder around a pair."""
+def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, from its folder or from the folder around a pair.
+
+    Raises:
+        UserError: if it is missing or unreadable.
+    """
     location = _location(source)
     shared = Path(location).parent / "tokenizer.json"
     own = (Path(location) / name for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -202,7 +206,12 @@ def _load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
         raise _unreadable("tokenizer", source, error) from error
 
 
-def _load_model(source: Path | str, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(source: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load one model of a pair, in evaluation mode.
+
+    Raises:
+        UserError: if it is missing or unreadable.
+    """
     was_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

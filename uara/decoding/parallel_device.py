@@ -19,6 +19,7 @@ from uara.decoding.device import (
     Finish,
     Judged,
     Received,
+    Reconnected,
     Replan,
     Resolve,
     Resolved,
@@ -147,6 +148,8 @@ def step_parallel_device(state: ParallelDeviceState, event: DeviceEvent) -> Step
             return _drafted(state, event)
         case Resolved():
             return _resolved(state, event)
+        case Reconnected():
+            return _reconnected(state)
         case Received(frame=Token() as token):
             return _token(state, token)
         case Received(frame=Verdict() as verdict):
@@ -175,6 +178,14 @@ def _start(state: ParallelDeviceState, event: Start) -> Step:
         draft_length=event.draft_length,
     )
     return state, (SendUp(opening),)
+
+
+def _reconnected(state: ParallelDeviceState) -> Step:
+    """Go on from the committed tokens, or wait for the first one as after the opening."""
+    state = evolve(_begin_chain(state), is_busy=False)
+    if not state.answer.tokens:
+        return evolve(state, turn=Turn.SERVER), ()
+    return _go_on(state)
 
 
 def _go_on(state: ParallelDeviceState) -> Step:

@@ -67,6 +67,11 @@ class ParallelSession(Session, frozen=True, gc=False):
             return 1
         return self.unread + self.whole
 
+    def resumed(self, tokens: tuple[int, ...], epoch: int) -> ParallelSession:
+        """Take up a request where its device stands: the context is read, the device goes on."""
+        session = evolve(self.grow(tokens), epoch=epoch, resume=Stage.DEVICE)
+        return evolve(session, is_handed_over=False, acknowledged=session.position)
+
     def work(self) -> Work:
         """Describe its part of a forward."""
         if self.stage is Stage.PREFILL:

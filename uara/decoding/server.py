@@ -14,6 +14,7 @@ import msgspec
 from uara.decoding.answer import Answer
 from uara.decoding.batcher import Batcher, Forward, add_prefill, compose, drop_prefill, finish
 from uara.decoding.evolve import evolve
+from uara.decoding.frame_checks import check_answer, check_draft, check_need, check_open
 from uara.decoding.overlap import Overlap
 from uara.decoding.parallel_session import (
     ParallelSession,
@@ -69,11 +70,15 @@ class Received(msgspec.Struct, frozen=True, gc=False):
         frame: what came.
         draft_length: planned.
         overlap: form of a parallel session that opens; None where the ends take turns.
+        answer: what a request that opens again had committed before.
+        epoch: its rejections so far.
     """
 
     frame: Frame
     draft_length: int = 0
     overlap: Overlap | None = None
+    answer: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 class Arrived(msgspec.Struct, frozen=True, gc=False):
@@ -221,8 +226,10 @@ def _received(state: ServerState, event: Received, now: float) -> ServerStep:
         session = state.sessions[frame.sid]
         match frame:
             case Draft():
+                check_draft(frame, session, state.vocab_size)
                 return _settle(state, session.take_draft(frame, now), now)
             case NeedP():
+                check_need(frame)
                 session.check_need(frame)
                 if session.stage is Stage.PREFILL:
                     # The row it asks for exists once the context has been read here.
@@ -289,6 +296,7 @@ def _open(state: ServerState, frame: Open, event: Received, now: float) -> Serve
         raise ProtocolError("draft and target have different tokenizers")
     if frame.sid in state.sessions:
         raise ProtocolError(f"session {frame.sid} is open already")
+    check_open(frame)
     if len(frame.prompt) + frame.max_new > state.batcher.kv_capacity_tokens:
         raise ProtocolError("the request does not fit the KV memory of the server")
     text = frame.prompt[len(frame.prompt) - frame.text_tokens :]
@@ -313,6 +321,9 @@ def _open(state: ServerState, frame: Open, event: Received, now: float) -> Serve
         draft_length=event.draft_length,
         queued_s=now,
     )
+    if event.answer:
+        check_answer(event.answer, frame)
+        session = session.resumed(event.answer, event.epoch)
     return _admit(state, session)
 
 

@@ -97,6 +97,10 @@ class Session(msgspec.Struct, frozen=True, gc=False):
         """Commit tokens."""
         return evolve(self, answer=self.answer.extend(tokens))
 
+    def resumed(self, tokens: tuple[int, ...], epoch: int) -> Session:
+        """Take up a request where its device stands: the context is read, the device goes on."""
+        return evolve(self.commit(tokens), epoch=epoch, resume=Stage.DEVICE)
+
     def take_draft(self, frame: Draft, now: float) -> Session:
         """Queue a draft, or the turn if it is empty.
 
