@@ -26,8 +26,8 @@ from experiments.plan import PlanTask
 from experiments.plan_command import plan
 from experiments.runs import provenance, write_json
 from experiments.scores_command import scores
-from experiments.tasks_command import tasks
 from experiments.serve_command import device, serve
+from experiments.tasks_command import tasks
 from experiments.tune_command import tune
 from uara.errors import UserError
 

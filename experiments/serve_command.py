@@ -93,7 +93,9 @@ def serve(
         int | None, typer.Option(min=0, max=65_535, help="serve /metrics on this loopback port")
     ] = None,
     pace: Pace = None,
-    frame_overhead_bytes: Annotated[int, typer.Option(min=0)] = 40,
+    frame_overhead_bytes: Annotated[
+        int, typer.Option(min=0, help="priced with every frame on a shaped link")
+    ] = 40,
 ) -> None:
     """Verify the drafts of many devices with one target model, until SIGTERM."""
     host, port = parse_address(listen)
@@ -158,11 +160,13 @@ def device(
     count: Annotated[int, typer.Option(min=1, help="requests, one after the other")] = 4,
     tokens: Annotated[int, typer.Option(min=1, help="answer tokens of each")] = 64,
     mode: Annotated[str, typer.Option(help="sd, psd or async")] = "sd",
-    draft_length: Annotated[int, typer.Option(min=0, max=MAX_DRAFT_LENGTH)] = 4,
+    draft_length: Annotated[
+        int, typer.Option(min=0, max=MAX_DRAFT_LENGTH, help="0: the server decodes alone")
+    ] = 4,
     window: Annotated[int, typer.Option(min=0, max=MAX_WINDOW, help="of mode async")] = 1,
     payload: Annotated[str, typer.Option(help="what goes up with a draft")] = "ids",
-    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
-    seed: int = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="of both models; 0 is greedy")] = 0.7,
+    seed: Annotated[int, typer.Option(help="of all draws")] = 0,
     uplink_bps: Annotated[float, typer.Option(min=1, help="shape what goes up")] = float("inf"),
     downlink_bps: Annotated[float, typer.Option(min=1, help="and what comes down")] = float("inf"),
     rtt_s: Annotated[float, typer.Option(min=0, help="added, half each way")] = 0.0,

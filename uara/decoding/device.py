@@ -104,8 +104,7 @@ class Resolved(msgspec.Struct, frozen=True, gc=False):
     drawn: int
 
 
-@dataclass(frozen=True)
-class Reconnected:
+class Reconnected(msgspec.Struct, frozen=True, gc=False):
     """The connection was lost and is back; what was not committed is drafted again."""
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from uara.decoding.contract import Contract
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws
-from uara.decoding.rules import Outcome, Pairs
+from uara.decoding.row import Pairs
+from uara.decoding.rules import Outcome
 from uara.decoding.verifier import Capabilities, Work
 from uara.errors import UserError
 

@@ -6,8 +6,6 @@ sends something else loses its session, and nothing else happens.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from uara.decoding.contract import Contract
@@ -73,7 +71,7 @@ def _check_rows(frame: Draft, contract: Contract) -> None:
         if contract.rule is RuleCode.ID_PROB:
             continue
         # Probabilities are multiples of 2^-24, so that their sum is exact.
-        if len(np.unique(row.ids)) < len(row) or math.fsum(row.probabilities) != 1.0:
+        if len(set(row.ids)) < len(row) or float(np.sum(row.probabilities)) != 1.0:
             raise ProtocolError("a row of a draft is no law: it does not sum to 1")
 
 

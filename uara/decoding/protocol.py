@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import msgspec
@@ -329,7 +329,7 @@ class Format:
         return tuple(Pairs(ids, _unpack_row(part)) for part in parts)
 
 
-@cache
+@lru_cache(4096)
 def _array(count: int, letter: str) -> struct.Struct:
     return struct.Struct(f"<{count}{letter}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ from uara.decoding.contract import Contract
 from uara.decoding.control import Hello, Plan, encode_control
 from uara.decoding.device_front import DeviceFront
 from uara.decoding.drafter import Drafter
-from uara.decoding.kv import Feed, Floats, SequenceModel
+from uara.decoding.evolve import evolve
+from uara.decoding.kv import Feed, SequenceModel
 from uara.decoding.model_verifier import ModelVerifier
 from uara.decoding.protocol import (
     NO_TOKEN,
@@ -34,7 +35,8 @@ from uara.decoding.protocol import (
     encode,
 )
 from uara.decoding.randomness import Draws, Ledger, Purpose
-from uara.decoding.rules import GREEDY, Pairs, Sampling, warp
+from uara.decoding.row import Floats, Pairs
+from uara.decoding.rules import GREEDY, Sampling, warp
 from uara.decoding.server_front import ServerFront, ServerLimits
 
 VOCAB = 5
@@ -372,7 +374,7 @@ def test_random_frames_harm_nobody(table_model: Model, count: int) -> None:
 
 
 def law(*values: float) -> Pairs:
-    return Pairs(np.arange(len(values)), np.array(values))
+    return Pairs(range(len(values)), np.array(values))
 
 
 def illegal_drafts(generator: np.random.Generator) -> list[tuple[RuleCode, Draft | NeedP | Close]]:
@@ -381,8 +383,8 @@ def illegal_drafts(generator: np.random.Generator) -> list[tuple[RuleCode, Draft
     token = (int(generator.integers(VOCAB)),)
     some = float(generator.uniform(0.01, 0.9))
     one = RuleCode.ID_PROB
-    twice = Pairs(np.array([1, 1]), np.array([0.5, 0.5]))
-    heavy = Pairs(np.array([1, 2]), np.array([1.0, 1.0]))
+    twice = Pairs((1, 1), (0.5, 0.5))
+    heavy = Pairs((1, 2), (1.0, 1.0))
     return [
         (RuleCode.IDS, Draft(1, 0, 0, 3, NO_TOKEN, (int(generator.integers(VOCAB, 65_536)),), ())),
         (RuleCode.IDS, Draft(1, 0, 0, far, NO_TOKEN, token, ())),
@@ -390,9 +392,9 @@ def illegal_drafts(generator: np.random.Generator) -> list[tuple[RuleCode, Draft
         (RuleCode.IDS, Draft(1, 0, far, 3, NO_TOKEN, token, ())),
         (RuleCode.IDS, Draft(1, 0, 0, 3, far, token, ())),
         (RuleCode.IDS, Draft(far, 0, 0, 3, NO_TOKEN, token, ())),
-        (one, Draft(1, 0, 0, 3, NO_TOKEN, token, (Pairs(np.array(token), np.array([np.nan])),))),
-        (one, Draft(1, 0, 0, 3, NO_TOKEN, token, (Pairs(np.array(token), np.array([-some])),))),
-        (one, Draft(1, 0, 0, 3, NO_TOKEN, token, (Pairs(np.array(token), np.array([0.0])),))),
+        (one, Draft(1, 0, 0, 3, NO_TOKEN, token, (Pairs(token, (np.nan,)),))),
+        (one, Draft(1, 0, 0, 3, NO_TOKEN, token, (Pairs(token, (-some,)),))),
+        (one, Draft(1, 0, 0, 3, NO_TOKEN, token, (Pairs(token, (0.0,)),))),
         (one, NeedP(1, 0, 3, far)),
         (RuleCode.FULL, Draft(1, 0, 0, 3, NO_TOKEN, (0,), (law(some, 0, 0, 0, 0.95),))),
         (RuleCode.FULL, Draft(1, 0, 0, 3, NO_TOKEN, (1,), (law(1.0, 0, 0, 0, 0),))),
@@ -405,15 +407,15 @@ def illegal_openings(generator: np.random.Generator) -> list[Open]:
     frame = opening(RuleCode.ID_PROB)
     far = int(generator.integers(2_000, 2**32))
     return [
-        replace(frame, temperature=float(generator.choice([np.nan, np.inf, -1.0, 1e-300, 1e300]))),
-        replace(frame, top_p=float(generator.choice([np.nan, 0.0, -0.5, 1.5, np.inf]))),
-        replace(frame, max_new=0),
-        replace(frame, max_new=far),
-        replace(frame, text_tokens=0),
-        replace(frame, row_top_k=int(generator.choice([0, VOCAB + 1, 65_535]))),
-        replace(frame, prompt=(1,) * 1_000_000),
-        replace(frame, tokenizer_hash=far),
-        replace(frame, vocab_size=VOCAB + 1),
+        evolve(frame, temperature=float(generator.choice([np.nan, np.inf, -1.0, 1e-300, 1e300]))),
+        evolve(frame, top_p=float(generator.choice([np.nan, 0.0, -0.5, 1.5, np.inf]))),
+        evolve(frame, max_new=0),
+        evolve(frame, max_new=far),
+        evolve(frame, text_tokens=0),
+        evolve(frame, row_top_k=int(generator.choice([0, VOCAB + 1, 65_535]))),
+        evolve(frame, prompt=(1,) * 1_000_000),
+        evolve(frame, tokenizer_hash=far),
+        evolve(frame, vocab_size=VOCAB + 1),
     ]
 
 
@@ -452,9 +454,9 @@ def test_the_sessions_of_a_connection_are_its_own(table_model: Model) -> None:
     server.connect(9, 0.0)
     server.receive(9, encode_control(Hello(1, b"c" * 16)), 0.0)
     server.receive(9, encode_control(Plan(2)), 0.0)
-    server.receive(9, encode(replace(opening(RuleCode.IDS), sid=1), form), 0.0)
+    server.receive(9, encode(evolve(opening(RuleCode.IDS), sid=1), form), 0.0)
     before = server.state.sessions
-    own = encode(replace(opening(RuleCode.IDS), sid=2), form)
+    own = encode(evolve(opening(RuleCode.IDS), sid=2), form)
     attack.throw(encode_control(Plan(2)), own, draft)  # session 1 is not theirs
     attack.throw(encode_control(Plan(2)), own, encode(Close(1), form), draft)
     assert server.state.sessions == before

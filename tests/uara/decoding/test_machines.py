@@ -169,7 +169,9 @@ def server_after_prefill(draft_length: int = 2) -> Server:
 
 
 def draft(*tokens: int, base: int = 3, epoch: int = 0, correction: int = NO_TOKEN) -> Draft:
-    return Draft(1, 0, epoch, base, correction, tokens, (PAIR,) * len(tokens))
+    return Draft(
+        1, 0, epoch, base, correction, tokens, tuple(Pairs((token,), (0.5,)) for token in tokens)
+    )
 
 
 def test_the_first_token_comes_with_the_prefill_and_gives_the_turn() -> None:

@@ -240,7 +240,8 @@ class Server:
 
 
 def part(base: int, *tokens: int, epoch: int = 0) -> Draft:
-    return Draft(1, 0, epoch, base, NO_TOKEN, tokens, (PAIR,) * len(tokens), continues=True)
+    rows = tuple(Pairs((token,), (0.5,)) for token in tokens)
+    return Draft(1, 0, epoch, base, NO_TOKEN, tokens, rows, continues=True)
 
 
 def block(base: int, *tokens: int, epoch: int = 0) -> Draft:
