@@ -39,6 +39,10 @@ class _Context:
         """Forget all but the first `length` tokens."""
         del self.tokens[length:]
 
+    def fork(self) -> _Context:
+        """Remember the same and go another way."""
+        return _Context(list(self.tokens))
+
 
 @dataclass
 class TableModel:

@@ -27,6 +27,10 @@ class CountingCache:
         assert length <= self.length, "a cache cannot be rolled forward"
         self.length = length
 
+    def fork(self) -> CountingCache:
+        """Count on from the same number."""
+        return CountingCache(self.length)
+
 
 @dataclass
 class BernoulliModel:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from uara.decoding.protocol import RuleCode
-from uara.decoding.randomness import Choice, Purpose
+from uara.decoding.randomness import Choice, Draws, Purpose
 from uara.decoding.row import EMPTY_PAIRS, Floats, Pairs, top_pairs
 from uara.decoding.rules import (
     GREEDY,
@@ -78,6 +80,33 @@ class Contract:
         """Draw a drafted token."""
         draw = choice.race if self.is_coupled else choice.pick
         return draw(Purpose.DRAFT, position, law)
+
+    def guess(
+        self, logits: Floats, law: Floats, token: int, position: int, choice: Draws, count: int
+    ) -> tuple[int, ...]:
+        """Name the tokens that are likeliest to come in place of a drafted one.
+
+        The target is taken to be as the draft is: under GUMBEL the next ones to win the draft's own
+        race, else those of the largest logits.
+
+        Args:
+            logits: of the draft at the position, (V,).
+            law: that the token was drawn from, (V,).
+            token: drafted.
+            position: of the token.
+            choice: with the noise that both ends share.
+            count: tokens to name, at most.
+        """
+        if not count:
+            return ()
+        scores = logits
+        if self.is_coupled:
+            with np.errstate(divide="ignore"):
+                scores = np.log(law) - np.log(choice.noise(position, len(law)))
+        count = min(count, len(law) - 1)
+        best = np.argpartition(-scores, count)[: count + 1]
+        ranked = best[np.argsort(-scores[best], kind="stable")].tolist()
+        return tuple(other for other in ranked if other != token)[:count]
 
     def sent(self, law: Floats, token: int) -> Pairs:
         """Return what goes up of the row that a token was drawn from."""

@@ -12,6 +12,7 @@ from enum import Enum
 import msgspec
 
 from uara.decoding.answer import Answer
+from uara.decoding.branches import BranchToken, Stem
 from uara.decoding.evolve import evolve
 from uara.decoding.protocol import (
     NO_TOKEN,
@@ -89,12 +90,23 @@ class Received(msgspec.Struct, frozen=True, gc=False):
 
 
 class Drafted(msgspec.Struct, frozen=True, gc=False):
-    """A drafting job has drawn a token."""
+    """A drafting job has drawn a token, and tokens behind branches.
+
+    Attributes:
+        token: the main chain's next.
+        row: what goes up with it.
+        sid: session of the job.
+        epoch: in which the job began.
+        guesses: other tokens in its place, likeliest first.
+        grown: what was drawn behind branches.
+    """
 
     token: int
     row: Pairs
     sid: int = -1
-    epoch: int = 0  # in which the job began
+    epoch: int = 0
+    guesses: tuple[int, ...] = ()
+    grown: tuple[BranchToken, ...] = ()
 
 
 class Resolved(msgspec.Struct, frozen=True, gc=False):
@@ -118,10 +130,21 @@ class SendUp(msgspec.Struct, frozen=True, gc=False):
 
 
 class DraftToken(msgspec.Struct, frozen=True, gc=False):
-    """Draft the token that follows a context."""
+    """Draft the token that follows a context, and in the same forward those behind branches.
+
+    Attributes:
+        context: prompt text, answer and tokens drafted so far.
+        epoch: of the session; branches are drawn by the draws of the next.
+        branches: that grow by a token.
+        guesses: how many other tokens to name in place of each that is drawn.
+        committed: tokens of the context that stand.
+    """
 
     context: tuple[int, ...]
     epoch: int
+    branches: tuple[Stem, ...] = ()
+    guesses: int = 0
+    committed: int = 0
 
 
 class Resolve(msgspec.Struct, frozen=True, gc=False):
@@ -149,7 +172,27 @@ class Judged(msgspec.Struct, frozen=True, gc=False):
     drafted: int
 
 
-DeviceEffect = SendUp | DraftToken | Resolve | Judged | Finish
+class Corrected(msgspec.Struct, frozen=True, gc=False):
+    """The token after a rejection is known, where branches were drafted for it.
+
+    All branches die. If it was guessed, the one behind it is the main chain from now on.
+
+    Attributes:
+        position: of the token.
+        token: what it is.
+        epoch: that the rejection has ended.
+        is_guessed: whether a branch is taken up.
+        tokens: that were ready behind it.
+    """
+
+    position: int
+    token: int
+    epoch: int
+    is_guessed: bool
+    tokens: int
+
+
+DeviceEffect = SendUp | DraftToken | Resolve | Judged | Corrected | Finish
 DeviceStep = tuple[DeviceState, tuple[DeviceEffect, ...]]
 
 

@@ -1,4 +1,4 @@
-"""The device's side of the mathematics: the draft model, its cache, and the device's draws.
+"""The device's side of the mathematics: the draft model, its caches, and the device's draws.
 
 Positions count prompt text and answer together; the text of a prompt is all that models read.
 """
@@ -10,19 +10,41 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from uara.decoding.branches import BranchToken, Stem
 from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
-from uara.decoding.randomness import Draws
+from uara.decoding.randomness import Draws, Purpose
 from uara.decoding.row import Floats, Pairs
 from uara.decoding.rules import Resolution, warp
 
 
 class DraftToken(msgspec.Struct, frozen=True, gc=False):
-    """A drafted token, what goes up with it, and how many tokens the model had to read for it."""
+    """A drafted token, and what else its step has brought.
+
+    Attributes:
+        token: drawn.
+        row: what goes up with it.
+        tokens_read: how many tokens the model had to read for it.
+        guesses: other tokens in its place, likeliest first.
+        grown: tokens behind branches.
+        branch_tokens_read: how many tokens the model had to read for those.
+    """
 
     token: int
     row: Pairs
     tokens_read: int
+    guesses: tuple[int, ...] = ()
+    grown: tuple[BranchToken, ...] = ()
+    branch_tokens_read: int = 0
+
+
+@dataclass
+class _Branch:
+    """A branch's cache, the tokens read behind the main chain, and the laws by position."""
+
+    cache: Cache
+    read: list[int]
+    laws: dict[int, Floats] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,6 +63,7 @@ class Drafter:
     cache: Cache = field(init=False)
     _seen: list[int] = field(default_factory=list, init=False)
     _rows: dict[int, Floats] = field(default_factory=dict, init=False)
+    _branches: dict[tuple[int, int], _Branch] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.cache = self.model.new_cache()
@@ -55,18 +78,92 @@ class Drafter:
         self._seen = list(context[: self.cache.length])
         return len(new)
 
-    def draft(self, context: Sequence[int], epoch: int) -> DraftToken:
-        """Draw the token that follows a context (prompt text, answer, tokens drafted so far)."""
+    def draft(
+        self,
+        context: Sequence[int],
+        epoch: int,
+        branches: Sequence[Stem] = (),
+        guesses: int = 0,
+        committed: int = 0,
+    ) -> DraftToken:
+        """Draw the token that follows a context, and those behind branches, in one forward.
+
+        Args:
+            context: prompt text, answer and tokens drafted so far.
+            epoch: of the session.
+            branches: that grow by a token.
+            guesses: how many other tokens to name in place of each that is drawn.
+            committed: tokens of the context that stand; branches in their place are forgotten.
+        """
         keep = min(_common_length(self._seen, context), self.cache.length, len(context) - 1)
         self.cache.roll_back(keep)
         new = list(context[keep:])
-        logits = self.model.forward([Feed(self.cache, new, len(new) - 1)])[0][-1]
+        for key in [key for key in self._branches if key[0] < committed]:
+            del self._branches[key]
+        feeds = [Feed(self.cache, new, len(new) - 1)]
+        feeds += [self._branch_feed(stem) for stem in branches]
+        logits = [rows[-1] for rows in self.model.forward(feeds)]
         self._seen = list(context)
-        position = len(context)
-        law = self.contract.draft_law(warp(logits, self.contract.draft_sampling))
-        token = self.contract.draw_draft(law, position, self.draws.in_epoch(epoch))
+        position, draws = len(context), self.draws.in_epoch(epoch)
+        law, token = self._draw(logits[0], position, draws)
         self._rows[position] = law
-        return DraftToken(token, self.contract.sent(law, token), len(new))
+        ahead = draws.ahead()
+        grown = tuple(
+            self._grow(stem, row, ahead, guesses)
+            for stem, row in zip(branches, logits[1:], strict=True)
+        )
+        return DraftToken(
+            token,
+            self.contract.sent(law, token),
+            len(new),
+            self.contract.guess(logits[0], law, token, position, draws, guesses),
+            grown,
+            sum(len(feed.tokens) for feed in feeds[1:]),
+        )
+
+    def _draw(self, logits: Floats, position: int, draws: Draws) -> tuple[Floats, int]:
+        law = self.contract.draft_law(warp(logits, self.contract.draft_sampling))
+        return law, self.contract.draw_draft(law, position, draws)
+
+    def _branch_feed(self, stem: Stem) -> Feed:
+        """Prepare a branch's part of a forward; a new one starts from the main chain's cache."""
+        key = (stem.position, stem.correction)
+        branch = self._branches.get(key)
+        if branch is None:
+            branch = self._branches[key] = _Branch(self.cache.fork(), [])
+            branch.cache.roll_back(stem.position)
+        tokens = (stem.correction, *stem.tokens)
+        new = tokens[len(branch.read) :]
+        branch.read += new
+        return Feed(branch.cache, new, len(new) - 1)
+
+    def _grow(self, stem: Stem, logits: Floats, ahead: Draws, guesses: int) -> BranchToken:
+        branch = self._branches[stem.position, stem.correction]
+        position = stem.position + 1 + len(stem.tokens)
+        law, token = self._draw(logits, position, ahead)
+        branch.laws[position] = law
+        others = self.contract.guess(logits, law, token, position, ahead, guesses)
+        row = self.contract.sent(law, token)
+        return BranchToken(stem.position, stem.correction, token, row, others)
+
+    def correct(self, position: int, token: int, epoch: int) -> None:
+        """Take up the branch behind a correction, if it has begun, and forget all others.
+
+        Args:
+            position: of the correction.
+            token: what it is.
+            epoch: that the rejection has ended.
+        """
+        branch = self._branches.get((position, token))
+        self._branches.clear()
+        if branch is None:
+            return
+        self.cache = branch.cache
+        self._seen = [*self._seen[:position], *branch.read]
+        self._rows |= branch.laws
+        draws = self.draws.in_epoch(epoch + 1)
+        for drawn_at in branch.laws:
+            draws.enter(Purpose.DRAFT, drawn_at)
 
     def resolve(
         self, top: Pairs, tails: Pairs, drawn: int, position: int, epoch: int

@@ -32,6 +32,9 @@ class Cache(Protocol):
     def roll_back(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
 
+    def fork(self) -> Cache:
+        """Make a cache that remembers the same and goes its own way."""
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -73,6 +76,10 @@ class KeyValueCache:
         assert 0 <= surplus <= self.length, f"cannot roll {self.length} tokens back to {length}"
         if surplus:
             self.layers = [(k[:, :, :-surplus], v[:, :, :-surplus]) for k, v in self.layers]
+
+    def fork(self) -> KeyValueCache:
+        """Share what is remembered: keys and values are never changed in place."""
+        return KeyValueCache(list(self.layers))
 
     def append(self, new: list[tuple[Tensor, Tensor]]) -> None:
         """Add keys and values of new tokens, per layer (1, H, Q, D)."""

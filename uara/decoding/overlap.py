@@ -21,6 +21,9 @@ class Overlap:
             verdict when its block is complete, and then sends what is left of the block and begins
             the next one; the verdict is that on the block's first token and all before it.
         first_length: tokens of the first block after a rejection; 0: as many as of any other.
+        guesses: corrections guessed at every drafted position; behind each a branch is drafted
+            ahead, which is taken up at a rejection that it foresaw. 0: none.
+        branch_length: tokens that a branch grows to.
     """
 
     window: int = 1
@@ -28,10 +31,16 @@ class Overlap:
     judges_first: bool = True
     has_barrier: bool = False
     first_length: int = 0
+    guesses: int = 0
+    branch_length: int = 4
 
     def __post_init__(self) -> None:
         assert self.window >= 0, "a window cannot be negative"
         assert self.judges_first or not self.has_barrier, "a barrier waits for the first token"
+        assert self.guesses >= 0, "the number of guesses cannot be negative"
+        assert self.branch_length > 0, "a branch has at least one token"
+        drafts_on = self.window > 0 and not self.has_barrier
+        assert drafts_on or not self.guesses, "branches grow while a device drafts on"
 
 
 def overlap_of(mode: str, window: int = 1) -> Overlap | None:

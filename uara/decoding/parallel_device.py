@@ -10,8 +10,18 @@ from __future__ import annotations
 import msgspec
 
 from uara.decoding.answer import Answer
+from uara.decoding.branches import (
+    Branches,
+    extend,
+    find,
+    from_position,
+    grow,
+    sprout,
+    sprouts_of,
+)
 from uara.decoding.device import (
     NO_ANSWER,
+    Corrected,
     DeviceEffect,
     DeviceEvent,
     Drafted,
@@ -59,6 +69,9 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
         is_first: whether the next block is the first after a rejection.
         parked: a verdict that waits for the block to be complete (barrier).
         is_handed_over: whether the server was told to go on alone.
+        branches: drafted behind guessed corrections of this epoch.
+        awaited: epoch, position and correction of the branch that was taken up while a draft step
+            drew its next token; None if there is none.
         dropped: frames that were stale or came twice.
     """
 
@@ -81,6 +94,8 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
     parked: Verdict | None = None
     is_handed_over: bool = False
     top: Pairs = EMPTY_PAIRS
+    branches: Branches = ()
+    awaited: tuple[int, int, int] | None = None
     dropped: int = 0
 
     @property
@@ -207,13 +222,25 @@ def _go_on(state: ParallelDeviceState) -> Step:
             state, more = _hand_over(state)
             return state, (*effects, *more)
         state = _begin_block(state)
-    draft = DraftToken(state.context, state.epoch)
-    return evolve(state, is_busy=True), (*effects, draft)
+    state, draft = _begin_step(state)
+    return state, (*effects, draft)
+
+
+def _begin_step(state: ParallelDeviceState) -> tuple[ParallelDeviceState, DraftToken]:
+    """Draft the main chain's next token, and with it those of all branches that may grow."""
+    overlap = state.overlap
+    if not overlap.guesses:
+        return evolve(state, is_busy=True), DraftToken(state.context, state.epoch)
+    end = len(state.text) + state.answer.max_new
+    branches = grow(state.branches, overlap.branch_length, end, state.answer)
+    stems = tuple(branch.stem for branch in branches if branch.is_growing)
+    draft = DraftToken(state.context, state.epoch, stems, overlap.guesses, state.position)
+    return evolve(state, is_busy=True, branches=branches), draft
 
 
 def _begin_block(state: ParallelDeviceState) -> ParallelDeviceState:
     is_short = state.is_first and state.overlap.first_length > 0
-    wanted = state.overlap.first_length if is_short else state.draft_length
+    wanted = state.overlap.first_length if is_short else max(state.draft_length, 1)
     return evolve(
         state,
         block_start=state.drafted_to,
@@ -260,9 +287,35 @@ def _send_block(state: ParallelDeviceState) -> Step:
 
 def _drafted(state: ParallelDeviceState, event: Drafted) -> Step:
     state = evolve(state, is_busy=False)
-    if state.turn is not Turn.DRAFTING or (event.sid, event.epoch) != (state.sid, state.epoch):
-        return _go_on(state)
-    state = evolve(state, tail=(*state.tail, event.token), rows=(*state.rows, event.row))
+    is_live = (event.sid, event.epoch) == (state.sid, state.epoch)
+    if is_live:
+        state = evolve(state, branches=extend(state.branches, event.grown))
+    if state.turn is not Turn.DRAFTING or not is_live:
+        return _take_awaited(state, event)
+    return _add_token(state, event.token, event.row, event.guesses)
+
+
+def _take_awaited(state: ParallelDeviceState, event: Drafted) -> Step:
+    """Take what a step of a dead epoch has drawn behind the branch that was taken up."""
+    for drawn in event.grown if event.sid == state.sid else ():
+        if (event.epoch, drawn.position, drawn.correction) == state.awaited:
+            if not state.block_length:
+                state = _begin_block(state)
+            state = evolve(state, awaited=None)
+            return _add_token(state, drawn.token, drawn.row, drawn.guesses)
+    return _go_on(state)
+
+
+def _add_token(
+    state: ParallelDeviceState, token: int, row: Pairs, guesses: tuple[int, ...]
+) -> Step:
+    """Add a drafted token to the block under way."""
+    state = evolve(
+        state,
+        tail=(*state.tail, token),
+        rows=(*state.rows, row),
+        branches=(*state.branches, *sprout(state.drafted_to, guesses)),
+    )
     effects: tuple[DeviceEffect, ...] = ()
     is_first = state.drafted_to == state.block_start + 1
     # The row is fixed before the token is drawn, so stopping on the end token keeps the law.
@@ -303,6 +356,8 @@ def _begin_chain(state: ParallelDeviceState) -> ParallelDeviceState:
         is_first=True,
         parked=None,
         is_handed_over=False,
+        branches=(),
+        awaited=None,
     )
 
 
@@ -334,6 +389,7 @@ def _apply(state: ParallelDeviceState, frame: Verdict) -> Step:
         answer=answer,
         tail=state.tail[accepted:],
         rows=state.rows[accepted:],
+        branches=from_position(state.branches, state.position + accepted),
     )
     flying = tuple(end for end in state.flying if end > state.position)
     state, effects = _go_on(evolve(state, flying=flying))
@@ -343,14 +399,40 @@ def _apply(state: ParallelDeviceState, frame: Verdict) -> Step:
 def _reject(state: ParallelDeviceState, frame: Verdict, judged: Judged) -> Step:
     """Void the tail; draw the token after it, or take the server's."""
     if frame.token == NO_TOKEN:
-        state = evolve(_begin_chain(state), turn=Turn.RESOLVING, top=frame.top)
+        state = evolve(
+            _begin_chain(state), turn=Turn.RESOLVING, top=frame.top, branches=state.branches
+        )
         resolve = Resolve(frame.top, frame.tails, 0, state.position, state.epoch)
         return state, (judged, resolve)
     state = evolve(state, answer=state.answer.extend((frame.token,)), epoch=state.epoch + 1)
     if state.answer.is_finished:
         return _idle(state), (judged, Finish(state.answer.tokens))
-    state, effects = _go_on(_begin_chain(state))
-    return state, (judged, *effects)
+    state, corrected = _take_branch(state, frame.token)
+    state, effects = _go_on(state)
+    return state, (judged, *corrected, *effects)
+
+
+def _take_branch(state: ParallelDeviceState, token: int) -> Step:
+    """Begin the chain behind a correction, with the branch that foresaw it if there is one."""
+    position, epoch = state.position - 1, state.epoch - 1
+    # Without a draft length the server is about to go on alone.
+    branch = find(state.branches, position, token) if state.draft_length else None
+    chain = _begin_chain(state)
+    if not state.overlap.guesses:
+        return chain, ()
+    if branch is None:
+        return chain, (Corrected(position, token, epoch, is_guessed=False, tokens=0),)
+    ready = len(branch.tokens)
+    chain = evolve(
+        chain,
+        tail=branch.tokens,
+        rows=branch.rows,
+        branches=sprouts_of(branch),
+        awaited=(epoch, position, token) if branch.is_growing else None,
+    )
+    if ready:
+        chain = evolve(chain, block_start=chain.position, block_length=ready, is_first=False)
+    return chain, (Corrected(position, token, epoch, is_guessed=True, tokens=ready),)
 
 
 def _resolved(state: ParallelDeviceState, event: Resolved) -> Step:
@@ -365,11 +447,24 @@ def _resolved(state: ParallelDeviceState, event: Resolved) -> Step:
     if state.answer.is_finished:
         # The server cannot know of an end that the device has drawn itself.
         return _idle(state), (SendUp(Close(state.sid)), Finish(state.answer.tokens))
-    # The server reads the correction while the next block is drafted.
-    state = _begin_chain(state)
-    frame = _frame(state, continues=True, correction=event.token)
-    state, effects = _go_on(evolve(state, round=state.round + 1))
-    return state, (SendUp(frame), *effects)
+    state, corrected = _take_branch(state, event.token)
+    state, sent = _send_correction(state, event.token)
+    state, effects = _go_on(state)
+    return state, (*corrected, *sent, *effects)
+
+
+def _send_correction(state: ParallelDeviceState, token: int) -> Step:
+    """Send a correction, with the tokens of its branch in the same frame.
+
+    Alone, the server would begin to read it, and the tokens would wait for that forward's end.
+    """
+    if state.block_length:
+        frame, end = _frame(state, correction=token), state.drafted_to
+        state = evolve(state, sent_to=end, block_length=0, flying=(end,))
+    else:
+        # The server reads the correction while the next block is drafted.
+        frame = _frame(state, continues=True, correction=token)
+    return evolve(state, round=state.round + 1), (SendUp(frame),)
 
 
 def _tails(state: ParallelDeviceState, frame: Tails) -> Step:

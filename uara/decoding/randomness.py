@@ -97,6 +97,17 @@ class Draws:
         """Return the choices of an epoch, with the same ledger."""
         return self if epoch == self.epoch else replace(self, epoch=epoch)
 
+    def ahead(self) -> Draws:
+        """Return the choices of the next epoch, made before it is known whether it will come.
+
+        They decide nothing until they are entered.
+        """
+        return Draws(self.seed, self.epoch + 1, Ledger(is_checked=False))
+
+    def enter(self, purpose: Purpose, position: int) -> None:
+        """Enter a draw that was made ahead and decides from now on."""
+        self.ledger.enter((purpose, position, self.epoch, 0))
+
     def uniform(self, purpose: Purpose, position: int, index: int = 0) -> float:
         """Compute the number in [0, 1) of this key, a multiple of 2^-53."""
         keyed = self._keyed.copy()

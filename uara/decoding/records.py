@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from uara.decoding.branches import Stem
 from uara.files import whole_file
 
 Work = Literal["prefill", "decode", "verify"]
@@ -75,6 +76,13 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     draws: int = 0  # random choices of both ends
     lost_residuals: list[float] = []  # lossy sessions: share of each rejection's residual left out
     refusal: str = ""
+    corrections: int = 0  # tokens after a rejection, where branches were drafted for them
+    guessed_corrections: int = 0  # of them, those behind which a branch was taken up
+    branch_tokens: int = 0  # drafted behind guessed corrections
+    branch_tokens_taken: int = 0  # of the branch that was taken up
+    branch_tokens_passed: int = 0  # wasted: the token in whose place they were guessed stood
+    branch_tokens_missed: int = 0  # wasted: another correction came in that place
+    branch_tokens_voided: int = 0  # wasted: an earlier token was rejected
     is_capped: bool = False  # still unfinished when the run was stopped; its times end there
 
     @property
@@ -96,6 +104,11 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     def acceptance(self) -> float:
         """Accepted over tested draft tokens; nan if none was tested."""
         return self.accepted / self.tested if self.tested else float("nan")
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of corrections that a branch foresaw; nan if no branch was drafted for any."""
+        return self.guessed_corrections / self.corrections if self.corrections else float("nan")
 
     @property
     def tokens_per_verification(self) -> float:
@@ -130,6 +143,7 @@ class Recorder:
     requests: dict[int, RequestRecord] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     _open: dict[tuple[int, int], RoundRecord] = field(default_factory=dict)
+    _branches: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
 
     def round(self, sid: int, position: int) -> RoundRecord:
         """Return the open round of a session at a position, opening it if there is none."""
@@ -188,6 +202,36 @@ class Recorder:
         record.uplink_end_s = max(part.uplink_end_s for part in parts)
         record.draft_length = drafted
         self.close_round(sid, base, accepted, now, has_bonus=False)
+
+    def grow_branches(self, sid: int, stems: Sequence[Stem]) -> None:
+        """Count a token behind each of these branches."""
+        self.requests[sid].branch_tokens += len(stems)
+        counts = self._branches.setdefault(sid, {})
+        for stem in stems:
+            key = (stem.position, stem.correction)
+            counts[key] = counts.get(key, 0) + 1
+
+    def settle_branches(self, sid: int, position: int, token: int, *, is_guessed: bool) -> None:
+        """Say what became of a session's branches, when the token after a rejection is known.
+
+        Args:
+            sid: session.
+            position: of the token.
+            token: what it is.
+            is_guessed: whether the branch behind it is taken up.
+        """
+        request = self.requests[sid]
+        request.corrections += 1
+        request.guessed_corrections += is_guessed
+        for (place, guess), count in self._branches.pop(sid, {}).items():
+            if place < position:
+                request.branch_tokens_passed += count
+            elif place > position:
+                request.branch_tokens_voided += count
+            elif is_guessed and guess == token:
+                request.branch_tokens_taken += count
+            else:
+                request.branch_tokens_missed += count
 
     def commit(self, sid: int, tokens: Sequence[int], now: float) -> None:
         """Note the answer as it stands at the device."""

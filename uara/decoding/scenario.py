@@ -43,10 +43,17 @@ class Request:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """Times of one device: per drafted token, and per further token that a draft step reads."""
+    """Times of one device.
+
+    Attributes:
+        draft_time_s: per drafted token.
+        read_token_s: per further token that a draft step reads.
+        branch_share: of `draft_time_s`, per branch that grows in the same draft step.
+    """
 
     draft_time_s: float
     read_token_s: float = 0.0
+    branch_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ class TableCache:
         assert length <= len(self.tokens)
         del self.tokens[length:]
 
+    def fork(self) -> TableCache:
+        return TableCache(list(self.tokens))
+
 
 @dataclass
 class TableModel:
