@@ -24,6 +24,11 @@ class Stem(msgspec.Struct, frozen=True, gc=False):
     correction: int
     tokens: tuple[int, ...]
 
+    @property
+    def end(self) -> int:
+        """Position behind its last token."""
+        return self.position + 1 + len(self.tokens)
+
 
 class BranchToken(msgspec.Struct, frozen=True, gc=False):
     """What a draft step has drawn behind a branch.

@@ -40,10 +40,10 @@ class DraftToken(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass
 class _Branch:
-    """A branch's cache, the tokens read behind the main chain, and the laws by position."""
+    """A branch's cache, the tokens that are in it, and the laws drawn from by position."""
 
     cache: Cache
-    read: list[int]
+    seen: list[int]
     laws: dict[int, Floats] = field(default_factory=dict)
 
 
@@ -101,7 +101,7 @@ class Drafter:
         for key in [key for key in self._branches if key[0] < committed]:
             del self._branches[key]
         feeds = [Feed(self.cache, new, len(new) - 1)]
-        feeds += [self._branch_feed(stem) for stem in branches]
+        feeds += [self._branch_feed(stem, context) for stem in branches]
         logits = [rows[-1] for rows in self.model.forward(feeds)]
         self._seen = list(context)
         position, draws = len(context), self.draws.in_epoch(epoch)
@@ -125,24 +125,22 @@ class Drafter:
         law = self.contract.draft_law(warp(logits, self.contract.draft_sampling))
         return law, self.contract.draw_draft(law, position, draws)
 
-    def _branch_feed(self, stem: Stem) -> Feed:
+    def _branch_feed(self, stem: Stem, context: Sequence[int]) -> Feed:
         """Prepare a branch's part of a forward; a new one starts from the main chain's cache."""
         key = (stem.position, stem.correction)
         branch = self._branches.get(key)
         if branch is None:
             branch = self._branches[key] = _Branch(self.cache.fork(), [])
-            branch.cache.roll_back(stem.position)
-        tokens = (stem.correction, *stem.tokens)
-        new = tokens[len(branch.read) :]
-        branch.read += new
+            branch.cache.roll_back(min(branch.cache.length, stem.position))
+        branch.seen = [*context[: stem.position], stem.correction, *stem.tokens]
+        new = branch.seen[branch.cache.length :]
         return Feed(branch.cache, new, len(new) - 1)
 
     def _grow(self, stem: Stem, logits: Floats, ahead: Draws, guesses: int) -> BranchToken:
         branch = self._branches[stem.position, stem.correction]
-        position = stem.position + 1 + len(stem.tokens)
-        law, token = self._draw(logits, position, ahead)
-        branch.laws[position] = law
-        others = self.contract.guess(logits, law, token, position, ahead, guesses)
+        law, token = self._draw(logits, stem.end, ahead)
+        branch.laws[stem.end] = law
+        others = self.contract.guess(logits, law, token, stem.end, ahead, guesses)
         row = self.contract.sent(law, token)
         return BranchToken(stem.position, stem.correction, token, row, others)
 
@@ -159,7 +157,7 @@ class Drafter:
         if branch is None:
             return
         self.cache = branch.cache
-        self._seen = [*self._seen[:position], *branch.read]
+        self._seen = branch.seen
         self._rows |= branch.laws
         draws = self.draws.in_epoch(epoch + 1)
         for drawn_at in branch.laws:

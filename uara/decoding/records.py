@@ -211,6 +211,10 @@ class Recorder:
             key = (stem.position, stem.correction)
             counts[key] = counts.get(key, 0) + 1
 
+    def branches_of(self, sid: int) -> dict[tuple[int, int], int]:
+        """Return the branch tokens of a session that nothing has been said of yet."""
+        return self._branches.get(sid, {})
+
     def settle_branches(self, sid: int, position: int, token: int, *, is_guessed: bool) -> None:
         """Say what became of a session's branches, when the token after a rejection is known.
 
