@@ -96,6 +96,8 @@ class Setting:
     overhead_s: float = 0.0
     rule: RuleCode = RuleCode.ID_PROB
     sends_rows: bool = False
+    hit_rate: float = 1.0
+    branch_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,14 @@ def measure(
         downlink_bps=np.array([config.link_bps]),
     )
     kernel = VirtualKernel(
-        *bernoulli_pair(cell.alpha),
-        [DeviceProfile(get_phone(cell.device).draft_time_s)],
+        *bernoulli_pair(
+            cell.alpha, guesses=max(1, setting.overlap.guesses), hit_rate=setting.hit_rate
+        ),
+        [
+            DeviceProfile(
+                get_phone(cell.device).draft_time_s, branch_share=setting.branch_share
+            )
+        ],
         [ServerProfile(forward, 10**9, setting.rtt_s - 2 * path_s)],
         [Request(sid, 0, 0.0, (0, 1), 2, config.session_tokens) for sid in range(count)],
         _Constant(plan),

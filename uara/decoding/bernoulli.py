@@ -1,7 +1,8 @@
 """A pair of language models without language: each drafted token passes with a given probability.
 
 The draft is certain of token 0, to which the target gives probability alpha, so tests are
-independent and the token after a rejection is 1. For runs that measure time, not text.
+independent. The token after a rejection is 1, the draft's next choice, or with `hit_rate` below 1
+sometimes the one that it thinks of last. For runs that measure time, not text.
 """
 
 from __future__ import annotations
@@ -34,27 +35,26 @@ class CountingCache:
 
 @dataclass
 class BernoulliModel:
-    """Gives token 0 the same probability everywhere, and token 1 the rest."""
+    """Gives tokens the same probabilities everywhere; those of none are ranked by their number."""
 
-    probability: float
+    probabilities: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        rest = 1 - self.probability
         self._row = np.array(
-            [np.log(p) if p > 0 else ABSENT_LOGIT for p in (self.probability, rest)]
+            [np.log(p) if p > 0 else ABSENT_LOGIT - i for i, p in enumerate(self.probabilities)]
         )
 
     @property
     def vocab_size(self) -> int:
-        """Two tokens."""
-        return 2
+        """V."""
+        return len(self.probabilities)
 
     def new_cache(self) -> Cache:
         """Start a sequence."""
         return CountingCache()
 
     def forward(self, feeds: Sequence[Feed]) -> list[Floats]:
-        """Extend each cache by its tokens; return logits (Q_i - logits_from, 2) per sequence."""
+        """Extend each cache by its tokens; return logits (Q_i - logits_from, V) per sequence."""
         outputs = []
         for feed in feeds:
             assert isinstance(feed.cache, CountingCache), "a cache of another model"
@@ -63,6 +63,16 @@ class BernoulliModel:
         return outputs
 
 
-def bernoulli_pair(alpha: float) -> tuple[BernoulliModel, BernoulliModel]:
-    """Make a draft and a target whose acceptance is `alpha` at every position."""
-    return BernoulliModel(1.0), BernoulliModel(alpha)
+def bernoulli_pair(
+    alpha: float, *, guesses: int = 1, hit_rate: float = 1.0
+) -> tuple[BernoulliModel, BernoulliModel]:
+    """Make a draft and a target whose acceptance is `alpha` at every position.
+
+    Args:
+        alpha: probability that a drafted token passes.
+        guesses: corrections that a device guesses at a position.
+        hit_rate: probability that one of them is right, after a rejection.
+    """
+    missed = (1 - alpha) * (1 - hit_rate)
+    target = (alpha, 1 - alpha - missed, *(0.0,) * (guesses - 1), missed)
+    return BernoulliModel((1.0, *(0.0,) * (guesses + 1))), BernoulliModel(target)
