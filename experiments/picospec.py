@@ -160,11 +160,7 @@ def measure(
         *bernoulli_pair(
             cell.alpha, guesses=max(1, setting.overlap.guesses), hit_rate=setting.hit_rate
         ),
-        [
-            DeviceProfile(
-                get_phone(cell.device).draft_time_s, branch_share=setting.branch_share
-            )
-        ],
+        [DeviceProfile(get_phone(cell.device).draft_time_s, branch_share=setting.branch_share)],
         [ServerProfile(forward, 10**9, setting.rtt_s - 2 * path_s)],
         [Request(sid, 0, 0.0, (0, 1), 2, config.session_tokens) for sid in range(count)],
         _Constant(plan),

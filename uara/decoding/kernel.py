@@ -241,7 +241,8 @@ class VirtualKernel:
                         sid, effect.base, effect.accepted, effect.drafted, self.now
                     )
                 case dev.Corrected():
-                    self._correct(index, effect)
+                    node.correct(effect)
+                    self.recorder.settle_branches(sid, effect)
                 case dev.Finish():
                     self._finish(index, effect)
 
@@ -252,18 +253,9 @@ class VirtualKernel:
 
     def _draft(self, index: int, effect: dev.DraftToken) -> None:
         node = self.devices[index]
-        assert node.drafter is not None, "drafting needs a request"
-        drawn = node.drafter.draft(
-            effect.context, effect.epoch, effect.branches, effect.guesses, effect.committed
-        )
-        branches = len(effect.branches)
-        extra = drawn.tokens_read - 1 + node.unread_tokens + drawn.branch_tokens_read - branches
-        node.unread_tokens = 0
+        event, nominal_s = node.draft(effect)
         start = max(self.now, node.busy_until_s)
-        duration = self._scatter.draft(
-            node.profile.draft_time_s * (1 + node.profile.branch_share * branches)
-            + extra * node.profile.read_token_s
-        )
+        duration = self._scatter.draft(nominal_s)
         node.draft_s += duration
         node.busy_until_s = start + duration
         state = node.state
@@ -272,20 +264,9 @@ class VirtualKernel:
             if isinstance(state, ParallelDeviceState):
                 position = state.block_start
             self.recorder.round(state.sid, position).draft_start_s = start
-        if branches:
+        if effect.branches:
             self.recorder.grow_branches(state.sid, effect.branches)
-        event = dev.Drafted(
-            drawn.token, drawn.row, state.sid, effect.epoch, drawn.guesses, drawn.grown
-        )
         self._at(start + duration, partial(self._drafted, index, event))
-
-    def _correct(self, index: int, effect: dev.Corrected) -> None:
-        node = self.devices[index]
-        assert node.drafter is not None, "a correction needs a request"
-        node.drafter.correct(effect.position, effect.token, effect.epoch)
-        self.recorder.settle_branches(
-            node.state.sid, effect.position, effect.token, is_guessed=effect.is_guessed
-        )
 
     def _drafted(self, index: int, event: dev.Drafted) -> None:
         # The last step of a request may end when the next one has begun.

@@ -11,9 +11,12 @@ import numpy as np
 
 from uara.decoding.contract import Contract
 from uara.decoding.device import (
+    Corrected,
     DeviceEffect,
     DeviceEvent,
     DeviceState,
+    Drafted,
+    DraftToken,
     step_device,
 )
 from uara.decoding.drafter import Drafter
@@ -192,6 +195,26 @@ class DeviceNode:
     def overlap(self) -> Overlap | None:
         """Form of the session if it is a parallel one."""
         return self.state.overlap if isinstance(self.state, ParallelDeviceState) else None
+
+    def draft(self, step: DraftToken) -> tuple[Drafted, float]:
+        """Draw the tokens of a draft step; return what it brings, and its time in seconds."""
+        assert self.drafter is not None, "drafting needs a request"
+        drawn = self.drafter.draft(
+            step.context, step.epoch, step.branches, step.guesses, step.committed
+        )
+        branches, profile = len(step.branches), self.profile
+        extra = drawn.tokens_read - 1 + drawn.branch_tokens_read - branches + self.unread_tokens
+        self.unread_tokens = 0
+        event = Drafted(
+            drawn.token, drawn.row, self.state.sid, step.epoch, drawn.guesses, drawn.grown
+        )
+        step_s = profile.draft_time_s * (1 + profile.branch_share * branches)
+        return event, step_s + extra * profile.read_token_s
+
+    def correct(self, corrected: Corrected) -> None:
+        """Let the draft model take up the branch behind a correction."""
+        assert self.drafter is not None, "a correction needs a request"
+        self.drafter.correct(corrected.position, corrected.token, corrected.epoch)
 
     def step(self, event: DeviceEvent) -> tuple[DeviceEffect, ...]:
         """Advance the machine."""

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from uara.decoding.branches import Stem
+from uara.decoding.device import Corrected
 from uara.files import whole_file
 
 Work = Literal["prefill", "decode", "verify"]
@@ -215,24 +216,17 @@ class Recorder:
         """Return the branch tokens of a session that nothing has been said of yet."""
         return self._branches.get(sid, {})
 
-    def settle_branches(self, sid: int, position: int, token: int, *, is_guessed: bool) -> None:
-        """Say what became of a session's branches, when the token after a rejection is known.
-
-        Args:
-            sid: session.
-            position: of the token.
-            token: what it is.
-            is_guessed: whether the branch behind it is taken up.
-        """
-        request = self.requests[sid]
+    def settle_branches(self, sid: int, corrected: Corrected) -> None:
+        """Say what became of a session's branches, when the token after a rejection is known."""
+        request, position = self.requests[sid], corrected.position
         request.corrections += 1
-        request.guessed_corrections += is_guessed
+        request.guessed_corrections += corrected.is_guessed
         for (place, guess), count in self._branches.pop(sid, {}).items():
             if place < position:
                 request.branch_tokens_passed += count
             elif place > position:
                 request.branch_tokens_voided += count
-            elif is_guessed and guess == token:
+            elif corrected.is_guessed and guess == corrected.token:
                 request.branch_tokens_taken += count
             else:
                 request.branch_tokens_missed += count
