@@ -1,4 +1,7 @@
-"""Writes the metrics of a training: TensorBoard events and metrics.csv, one row per iteration."""
+"""Writes the metrics of a training: TensorBoard events and metrics.csv, one row per iteration.
+
+TensorBoard also gets histograms of choices, pictures of the network, hyperparameters.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,10 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
 
 from uara.files import whole_file
 
@@ -29,9 +36,7 @@ class MetricsWriter:
         self.columns = [STEP]
         for row in self.rows:
             self._add_columns(row)
-        self._events = SummaryWriter(
-            str(run_dir), purge_step=start_step + 1 if start_step else None
-        )
+        self._events = SummaryWriter(str(run_dir), purge_step=start_step + 1)
         self._rewrite()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -45,6 +50,34 @@ class MetricsWriter:
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def write_histograms(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Write the spread of values; empty tensors are left out."""
+        for name, tensor in values.items():
+            if tensor.numel() > 0:
+                self._events.add_histogram(name, tensor.detach().cpu(), step)
+
+    def write_picture(self, step: int, name: str, picture: NDArray[Any]) -> None:
+        """Write a picture (height, width, 3), bytes."""
+        self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def write_hyperparameters(
+        self, options: Mapping[str, object], results: Mapping[str, float]
+    ) -> None:
+        """Write what was chosen and what came out, for TensorBoard's table of runs."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in options.items()
+        }
+        finals = {f"final/{key}": value for key, value in results.items()}
+        writer = self._events.file_writer
+        assert writer is not None
+        for summary in hparams(plain, finals):
+            writer.add_summary(summary)
+        for key, value in finals.items():
+            self._events.add_scalar(key, value)
 
     def close(self) -> None:
         """Flush the events."""
@@ -79,8 +112,9 @@ class MetricsWriter:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows that are there, without empty cells."""
+    """Read the rows that are there, without empty cells; one that was cut while written is none."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        lines = [line for line in file if line.endswith("\n")]
+    return [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
