@@ -61,7 +61,10 @@ class Beta:
         return cls(concentration[..., 0], concentration[..., 1])
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw values, (N,), kept off the ends."""
+        """Draw values, (N,), kept off the ends; differentiable in the concentrations.
+
+        The gradient is that of implicit reparameterisation (arXiv 1805.08498).
+        """
         # torch.distributions takes no generator; this is the kernel that it calls.
         x = torch._standard_gamma(self.alpha, generator)
         y = torch._standard_gamma(self.beta, generator)

@@ -1,5 +1,7 @@
 """MAPPO: one clipped policy shared by all devices, one centralised critic, four action heads.
 
+IPPO and the contextual bandit are the same learner with another critic or another reward.
+
 Shape legend: T slots, B networks, M devices, K value columns (1 per network, or 1 per device).
 
 Yu et al., arXiv 2103.01955; every switch with its default and its source is in docs/mappo.md.
@@ -9,87 +11,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents import checkpoint
+from agents.device_reward import device_reward
 from agents.gae import gae, next_values
-from agents.network import Critic, FeatureSizes, NetworkConfig
+from agents.imitation import Teacher
+from agents.network import Critic, FeatureSizes
+from agents.on_policy import OnPolicyConfig
 from agents.policy import PolicyController, build_actor, policy_content
 from agents.rollout import Batch, Rollout, Transition, flatten, keep_active, stack
+from agents.rollout_metrics import head_histograms, rollout_metrics
+from agents.seeding import seeded_generator
+from agents.stagger import begin_episodes
 from agents.value_norm import ValueNorm
-from envs.action import Head
+from envs.action import Action, Head
 from envs.batched import BatchedEnv, Step
 from envs.observation import Observation, View, schema
 from uara.errors import UserError
-from uara.network import Controller
+from uara.network import Controller, NetworkState
 
-POLICY_STREAM, SHUFFLE_STREAM = 1, 2  # offsets that keep the generators of a seed apart
-
-
-class EntropyConfig(BaseModel):
-    """Weight of each head's entropy; heads have different units, so each has its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    server: float = Field(0.001, ge=0, description="nats of the server choice")
-    bandwidth: float = Field(0.0, ge=0, description="nats of the Beta density of the band weight")
-    power: float = Field(0.0, ge=0, description="nats of the Beta density of the power")
-    draft_length: float = Field(0.003, ge=0, description="nats of the draft length")
-
-
-class MappoConfig(BaseModel):
-    """Every switch of MAPPO."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["mappo"] = Field("mappo", description="names the learner")
-    network: NetworkConfig = Field(NetworkConfig(), description="actor and critic")
-    rollout_slots: int = Field(64, gt=0, description="slots between updates")
-    stagger: bool = Field(
-        True, description="spread the networks over the episode before the first rollout"
-    )
-    discount: float = Field(0.97, ge=0, le=1, description="gamma, per slot")
-    trace: float = Field(0.9, ge=0, le=1, description="lambda of the advantage estimate")
-    critic: Literal["network", "device"] = Field(
-        "network", description="one value per network, or one per device"
-    )
-    reward_sharing: float = Field(
-        1.0, ge=0, le=1,
-        description="1: all devices earn the network's reward (the metric); below, a device earns "
-        "its own requests' part plus this share of the others', which is another objective",
-    )  # fmt: skip
-    clip: float = Field(0.2, gt=0, description="the joint ratio is held within 1 -+ clip")
-    epochs: int = Field(5, gt=0, description="passes over a rollout")
-    num_minibatches: int = Field(4, gt=0, description="parts of a pass, split over slots, networks")
-    target_kl: float | None = Field(
-        0.03, gt=0, description="no further epoch once the mean divergence exceeds it; null: never"
-    )
-    learning_rate: float = Field(3e-3, gt=0, description="of Adam, actor and critic")
-    anneal: bool = Field(True, description="lower the learning rate linearly to 0")
-    adam_eps: float = Field(1e-5, gt=0, description="epsilon of Adam")
-    max_grad_norm: float = Field(10.0, gt=0, description="gradients are clipped to this norm")
-    entropy: EntropyConfig = Field(EntropyConfig(), description="entropy bonus of each head")
-    huber_delta: float = Field(10.0, gt=0, description="of the value loss, in normalised units")
-    value_clip: float | None = Field(
-        None, gt=0, description="bound on the move of a normalised value per update; null: none"
-    )
-    value_norm_decay: float = Field(
-        0.95, ge=0, lt=1, description="memory of the target statistics, per rollout"
-    )
-
-    @model_validator(mode="after")
-    def _check_sharing(self) -> MappoConfig:
-        if self.reward_sharing < 1 and self.critic != "device":
-            raise ValueError(
-                f"reward_sharing is {self.reward_sharing} with critic '{self.critic}'; rewards of "
-                "their own need critic: device (or set reward_sharing: 1)"
-            )
-        return self
+POLICY_STREAM, SHUFFLE_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
@@ -99,20 +45,6 @@ class Losses:
     actor: Tensor
     critic: Tensor
     logged: dict[str, Tensor]
-
-
-def device_reward(reward: Tensor, load: Tensor, sharing: float) -> Tensor:
-    """Mix a device's own part of the network's reward with that of the others, (B, M).
-
-    Args:
-        reward: (B,) of the network.
-        load: (B, M) requests waiting or alive at each device; the parts go by it.
-        sharing: 1 gives everybody the network's reward, 0 its own part only.
-    """
-    total = load.sum(1, keepdim=True)
-    part = torch.where(total > 0, load / total.clamp_min(1e-9), 1 / load.shape[1])
-    own = reward.unsqueeze(1) * part
-    return own + sharing * (reward.unsqueeze(1) - own)
 
 
 def normalise_advantage(advantage: Tensor, active: Tensor) -> Tensor:
@@ -129,7 +61,14 @@ class MappoLearner:
 
     policy_suffix = ".pt"
 
-    def __init__(self, config: MappoConfig, env: BatchedEnv, view: View, seed: int) -> None:
+    def __init__(
+        self,
+        config: OnPolicyConfig,
+        env: BatchedEnv,
+        view: View,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Make networks, optimisers and generators of their own; the environment is not stepped.
 
         Args:
@@ -137,6 +76,7 @@ class MappoLearner:
             env: B networks; the learner is its only user.
             view: what the actor may read.
             seed: of the weights, the drawn actions and the shuffling.
+            device: where networks and rollouts live; the environment stays where it is.
 
         Raises:
             UserError: if the control config leaves nothing to learn.
@@ -149,35 +89,30 @@ class MappoLearner:
         self.config = config
         self.env = env
         self.view = view
+        self.device = torch.device(device)
         sizes = FeatureSizes.of(schema())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             length = env.world.physics.config.max_draft_length
             self.actor = build_actor(config.network, env.control, view, length)
             self.critic = Critic(sizes, config.network, config.critic)
-        self.value_norm = ValueNorm(config.value_norm_decay)
+        self.actor.to(self.device)
+        self.critic.to(self.device)
+        self.value_norm = ValueNorm(config.value_norm_decay).to(self.device)
         self.actor_optimiser = self._make_optimiser(self.actor)
         self.critic_optimiser = self._make_optimiser(self.critic)
-        self.policy_generator = torch.Generator().manual_seed(seed * 1009 + POLICY_STREAM)
-        self.shuffle_generator = torch.Generator().manual_seed(seed * 1009 + SHUFFLE_STREAM)
+        self.policy_generator = seeded_generator(self.device, seed, POLICY_STREAM)
+        self.shuffle_generator = seeded_generator(self.device, seed, SHUFFLE_STREAM)
         self.env_steps = 0
+        self._teacher = None if config.imitate is None else Teacher(config.imitate, env)
         self._observation: Observation | None = None
         self._rollout: tuple[Rollout, Tensor] | None = None
+        self._shown: dict[str, Tensor] = {}
+        self._copies = False  # the actions of the rollout are those of the teacher
 
     def start(self) -> None:
         """Begin the first episodes, staggered over the horizon if so configured."""
-        self._observation = self.env.reset()
-        if not self.config.stagger:
-            return
-        horizon = self.env.last_slot
-        turn = torch.arange(self.env.num_networks) * horizon // self.env.num_networks
-        for slot in range(horizon):
-            with torch.no_grad():
-                sample = self.actor.act(self._observation, self.policy_generator)
-            self._observation = self.env.step(sample.action).observation
-            begins = turn == slot
-            if bool(begins.any()):
-                self._observation = self.env.reset(begins)
+        self._observation = begin_episodes(self.env, self._act, is_staggered=self.config.stagger)
 
     @torch.no_grad()
     def collect(self) -> dict[str, float]:
@@ -188,29 +123,42 @@ class MappoLearner:
         """
         assert self._observation is not None, "collect needs start() or load_state_dict() first"
         transitions, steps = [], []
+        teacher = self._teacher if self._is_imitating() else None
+        self._copies = teacher is not None
+        if teacher is not None:
+            teacher.begin()
         for _ in range(self.config.rollout_slots):
-            observation = self._observation
+            observation = self._observation.to(self.device)
             sample = self.actor.act(observation, self.policy_generator)
             value = self._value(observation)
-            load = self.env.state.has_request + self.env.state.waiting_requests
-            step = self.env.step(sample.action)
-            cut = bool(step.truncated.any())
-            final_value = self._value(step.final_observation) if cut else torch.zeros_like(value)
+            state, action = self.env.state, sample.action
+            played = action.to(self._observation.active.device)
+            if teacher is not None:
+                label, played = teacher.lead(state, played)
+                action = label.to(self.device)
+            step = self.env.step(played)
+            if teacher is not None:
+                teacher.follow(step)
+            final_value = torch.zeros_like(value)
+            if bool(step.truncated.any()):
+                final_value = self._value(step.final_observation.to(self.device))
             transitions.append(
                 Transition(
                     observation=observation,
-                    action=sample.action,
+                    action=action,
                     log_prob=sample.log_prob,
                     value=value,
                     final_value=final_value,
-                    reward=self._reward_columns(step.reward, load),
-                    terminated=step.terminated,
-                    truncated=step.truncated,
+                    reward=self._slot_reward(state, step).to(self.device),
+                    terminated=step.terminated.to(self.device),
+                    truncated=step.truncated.to(self.device),
                 )
             )
             steps.append(step)
             self._observation = step.observation
-        self._rollout = stack(transitions), self._value(self._observation)
+        rollout = self._credited(stack(transitions), steps)
+        self._shown = head_histograms(rollout.action, rollout.observation.active)
+        self._rollout = rollout, self._value(self._observation.to(self.device))
         self.env_steps += self.config.rollout_slots * self.env.num_networks
         return rollout_metrics(steps, self.env.world.config.slot_s)
 
@@ -231,16 +179,17 @@ class MappoLearner:
                 group["lr"] = rate
         batch, logged = self._prepare(*self._rollout)
         self._rollout = None
+        copies, self._copies = self._copies, False
         epochs = 0
         for epochs in range(1, config.epochs + 1):
             records = [
-                self._learn(part)
+                self._learn(part, is_copy=copies)
                 for part in batch.minibatches(config.num_minibatches, self.shuffle_generator)
             ]
             if epochs == 1:
                 logged["train/first_ratio_error"] = records[0]["train/ratio_error"]
             divergence = torch.stack([r["train/approx_kl"] for r in records]).mean()
-            if config.target_kl is not None and bool(divergence > config.target_kl):
+            if not copies and config.target_kl is not None and bool(divergence > config.target_kl):
                 break
         last = {k: torch.stack([r[k] for r in records]).mean() for k in records[0]}
         last.pop("train/ratio_error")
@@ -248,6 +197,10 @@ class MappoLearner:
             logged["train/stay_logit"] = self.actor.stay_logit.detach()
         metrics = {key: float(value) for key, value in (logged | last).items()}
         return metrics | {"train/epochs": float(epochs), "train/learning_rate": rate}
+
+    def histograms(self) -> dict[str, Tensor]:
+        """Return what was chosen in the last rollout, by head."""
+        return self._shown
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next iteration depends on; tensors and plain values."""
@@ -275,7 +228,8 @@ class MappoLearner:
     def policy_content(self) -> dict[str, Any]:
         """Collect what a policy file holds."""
         length = self.env.world.physics.config.max_draft_length
-        return policy_content(self.actor, self.config.network, self.env.control, length)
+        config, control = self.config, self.env.control
+        return policy_content(config.kind, self.actor, config.network, control, length)
 
     def save_policy(self, path: Path) -> None:
         """Write the current policy, without optimiser and environment."""
@@ -283,12 +237,17 @@ class MappoLearner:
 
     def controller(self) -> Controller:
         """Return the current policy as a controller that takes the most likely choices."""
-        return PolicyController(self.actor, self.env.control, self.env.world.physics)
+        physics = self.env.world.physics
+        return PolicyController(self.actor, self.env.control, physics, name=self.config.kind)
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Batch, *, is_copy: bool = False) -> Losses:
         """Compute the losses of a minibatch (arXiv 2103.01955 eq. 1 and 2).
 
         Devices without a request count neither in the ratio nor in the entropy.
+
+        Args:
+            batch: rows of a rollout.
+            is_copy: the actions are those of a teacher: their log-likelihood is raised instead.
         """
         config = self.config
         rows = keep_active(batch) if self.view == "device" else batch
@@ -303,7 +262,9 @@ class MappoLearner:
         log_ratio = torch.where(rows.observation.active, log_prob - rows.log_prob, 0.0)
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-        gain = mean(torch.minimum(ratio * rows.advantage, clipped * rows.advantage))
+        gain = mean(
+            log_prob if is_copy else torch.minimum(ratio * rows.advantage, clipped * rows.advantage)
+        )
         entropies = {head: mean(value) for head, value in entropy.items()}
         bonus = torch.stack([_entropy_weight(config, h) * e for h, e in entropies.items()]).sum()
 
@@ -320,9 +281,14 @@ class MappoLearner:
         logged |= {f"train/entropy_{head}": e.detach() for head, e in entropies.items()}
         return Losses(-gain - bonus, critic, logged)
 
-    def _learn(self, batch: Batch) -> dict[str, Tensor]:
+    def _act(self, observation: Observation) -> Action:
+        """Draw actions for the environment."""
+        sample = self.actor.act(observation.to(self.device), self.policy_generator)
+        return sample.action.to(observation.active.device)
+
+    def _learn(self, batch: Batch, *, is_copy: bool) -> dict[str, Tensor]:
         """Take one gradient step of actor and critic; nothing here waits for a number."""
-        losses = self.losses(batch)
+        losses = self.losses(batch, is_copy=is_copy)
         self.actor_optimiser.zero_grad()
         self.critic_optimiser.zero_grad()
         (losses.actor + losses.critic).backward()  # type: ignore[no-untyped-call]
@@ -379,11 +345,23 @@ class MappoLearner:
         """Predict values on the real scale, (B, K)."""
         return self.value_norm.denormalise(self.critic(observation))
 
-    def _reward_columns(self, reward: Tensor, load: Tensor) -> Tensor:
-        """Give the network or each device its reward, (B, K)."""
+    def _slot_reward(self, state: NetworkState, step: Step) -> Tensor:
+        """Give the network or each device its reward of a slot that began in `state`, (B, K)."""
         if self.config.critic == "network":
-            return reward.unsqueeze(1)
-        return device_reward(reward, load, self.config.reward_sharing)
+            return step.reward.unsqueeze(1)
+        load = state.has_request + state.waiting_requests
+        return device_reward(step.reward, load, self.config.reward_sharing)
+
+    def _credited(self, rollout: Rollout, steps: list[Step]) -> Rollout:
+        """Change rewards that only the rest of the rollout shows; none here."""
+        return rollout
+
+    def _is_imitating(self) -> bool:
+        """Tell whether the rollout at hand is one of those that copy a controller."""
+        if self.config.imitate is None:
+            return False
+        rollouts = self.env_steps // (self.config.rollout_slots * self.env.num_networks)
+        return rollouts < self.config.imitate.iterations
 
     def _make_optimiser(self, module: nn.Module) -> torch.optim.Adam:
         config = self.config
@@ -392,31 +370,7 @@ class MappoLearner:
         )
 
 
-def _entropy_weight(config: MappoConfig, head: Head) -> float:
+def _entropy_weight(config: OnPolicyConfig, head: Head) -> float:
     """Look up the entropy coefficient of a head."""
     weight: float = getattr(config.entropy, head)
     return weight
-
-
-def rollout_metrics(steps: list[Step], slot_s: float) -> dict[str, float]:
-    """Summarise the slots of a rollout; keys and units are in docs/metrics.md."""
-    outcomes = [step.outcome for step in steps]
-    alive_s = torch.stack([o.alive_s for o in outcomes])
-    finished = torch.stack([o.finished for o in outcomes]).sum().clamp_min(1)
-    e2e_s = torch.stack([o.e2e_s for o in outcomes]).sum()
-    handovers = torch.stack([o.handover for o in outcomes]).sum()
-    energy_j = torch.stack([o.device_energy_j for o in outcomes]).sum()
-    decisions = [step.decision for step in steps]
-    used = torch.stack([o.alive_s for o in outcomes]).numel()
-    return {
-        "rollout/reward": float(torch.stack([step.reward for step in steps]).mean()),
-        "rollout/alive_requests": float(alive_s.mean() / slot_s),
-        "rollout/e2e_latency_s": float(e2e_s / finished),
-        "rollout/finished_requests": float(finished / used),
-        "rollout/handovers": float(handovers / finished),
-        "rollout/device_energy_j": float(energy_j / finished),
-        "rollout/draft_length": float(
-            torch.stack([d.draft_length for d in decisions]).float().mean()
-        ),
-        "rollout/illegal_servers": float(torch.stack([step.illegal for step in steps]).sum()),
-    }

@@ -47,6 +47,11 @@ class NetworkConfig(BaseModel):
     )
 
 
+def activation_of(config: NetworkConfig) -> tuple[Callable[[Tensor], Tensor], float]:
+    """Look up the activation and the gain of the initial weights before it."""
+    return _ACTIVATIONS[config.activation]
+
+
 @dataclass(frozen=True)
 class FeatureSizes:
     """How many features an observation has, and where a pair says that its server serves now."""
@@ -73,12 +78,40 @@ class ActionSample:
     log_prob: Tensor  # (B, M) sum over the learned heads
 
 
+@dataclass(frozen=True)
+class CandidateLaws:
+    """Laws of the heads given each server that a device may choose.
+
+    C candidates: the E servers where the server is learned, else one, the pair that rules choose.
+    A head that is not learned is None.
+    """
+
+    server: Categorical | None  # over (B, M, E)
+    bandwidth: Beta | None  # (B, M, C)
+    power: Beta | None  # (B, M, C)
+    draft_length: Categorical | None  # over (B, M, C, L)
+
+    def of(self, head: Head) -> Categorical | Beta:
+        """Return the law of a learned head."""
+        law: Categorical | Beta | None = getattr(self, head)
+        assert law is not None, f"head '{head}' is not learned"
+        return law
+
+
 def make_linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     """Make a linear layer with orthogonal weights and no bias at the start."""
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def rule_presence(observation: Observation, serving_column: int) -> Tensor:
+    """Weigh the servers that a rule may choose, (B, M, E): the serving one, else those in reach."""
+    serving = observation.pair[..., serving_column] > 0.5
+    allowed = torch.where(serving.any(-1, keepdim=True), serving, observation.mask)
+    weight = allowed.to(observation.pair.dtype)
+    return weight / weight.sum(-1, keepdim=True)
 
 
 class PairEmbedding(nn.Module):
@@ -88,24 +121,31 @@ class PairEmbedding(nn.Module):
         """Draw the weights."""
         super().__init__()
         self.sizes = sizes
-        self.activation, gain = _ACTIVATIONS[config.activation]
+        self.activation, gain = activation_of(config)
         self.linear = make_linear(sizes.device + sizes.pair + sizes.server, config.hidden, gain)
         self.norm = nn.LayerNorm(config.hidden)
 
     def forward(self, observation: Observation) -> Tensor:
         """Embed pairs, (B, M, E, H)."""
+        return self.finish(self.linear_part(observation))
+
+    def finish(self, total: Tensor) -> Tensor:
+        """Normalise and activate sums (..., H) of `linear_part` and more."""
+        embedded: Tensor = self.activation(self.norm(total))
+        return embedded
+
+    def linear_part(self, observation: Observation) -> Tensor:
+        """Compute what goes into the normalisation, (B, M, E, H)."""
         sizes = self.sizes
         device, pair, server = torch.split(
             self.linear.weight, [sizes.device, sizes.pair, sizes.server], dim=1
         )
         # W [d; p; s] = W_d d + W_p p + W_s s, each on its own smaller tensor.
-        total = (
+        return (
             F.linear(observation.pair, pair)
             + F.linear(observation.device, device, self.linear.bias).unsqueeze(2)
             + F.linear(observation.server, server).unsqueeze(1)
         )
-        embedded: Tensor = self.activation(self.norm(total))
-        return embedded
 
 
 class Actor(nn.Module):
@@ -129,7 +169,7 @@ class Actor(nn.Module):
         self.view = view
         self.serving_column = sizes.serving_column
         width = config.hidden
-        self.activation, gain = _ACTIVATIONS[config.activation]
+        self.activation, gain = activation_of(config)
         self.embedding = PairEmbedding(sizes, config)
         self.others = make_linear(width, width, 1.0) if view == "network" else None
         self.layer = make_linear(width, width, gain)
@@ -191,6 +231,25 @@ class Actor(nn.Module):
 
         return self._visit(observation, pick)
 
+    def candidate_laws(self, observation: Observation) -> CandidateLaws:
+        """Give the laws of all heads, of the later ones for each server that may be chosen."""
+        embedded = self.embed(observation)
+        server = None
+        rows = embedded
+        if "server" in self.heads:
+            server = Categorical.of(self.server_logits(observation, embedded), observation.mask)
+        else:
+            rows = self._expected_pair(observation, embedded).unsqueeze(2)
+        heads = self.heads
+        return CandidateLaws(
+            server=server,
+            bandwidth=Beta.of(self.bandwidth_head(rows)) if "bandwidth" in heads else None,
+            power=Beta.of(self.power_head(rows)) if "power" in heads else None,
+            draft_length=(
+                Categorical.of(self.draft_length_head(rows)) if "draft_length" in heads else None
+            ),
+        )
+
     def _visit(
         self, observation: Observation, pick: Callable[[Head, Categorical | Beta], Tensor]
     ) -> tuple[Tensor, dict[Head, Tensor]]:
@@ -221,35 +280,33 @@ class Actor(nn.Module):
         return torch.stack(log_probs).sum(0), entropy
 
     def _expected_pair(self, observation: Observation, embedded: Tensor) -> Tensor:
-        """Average the pairs that a rule may choose, (B, M, H): the serving, else those in reach."""
-        serving = observation.pair[..., self.serving_column] > 0.5
-        allowed = torch.where(serving.any(-1, keepdim=True), serving, observation.mask)
-        weight = allowed.to(embedded.dtype).unsqueeze(-1)
-        return (embedded * weight).sum(2) / weight.sum(2)
+        """Average the pairs that a rule may choose, (B, M, H)."""
+        weight = rule_presence(observation, self.serving_column)
+        return (embedded * weight.unsqueeze(-1)).sum(2)
 
 
 class Critic(nn.Module):
     """Centralised value: pools device embeddings and server rows, whatever M and E.
 
     Kind "network" gives one value per network, "device" one per device from its own embedding and
-    the pools.
+    the pools, "own" one per device from its own embedding and the servers, nothing of others.
     """
 
     def __init__(
-        self, sizes: FeatureSizes, config: NetworkConfig, kind: Literal["network", "device"]
+        self, sizes: FeatureSizes, config: NetworkConfig, kind: Literal["network", "device", "own"]
     ) -> None:
         """Draw the weights."""
         super().__init__()
         self.kind = kind
         self.serving_column = sizes.serving_column
         width = config.hidden
-        self.activation, gain = _ACTIVATIONS[config.activation]
+        self.activation, gain = activation_of(config)
         self.embedding = PairEmbedding(sizes, config)
         self.device_layer = make_linear(2 * width, width, gain)
         self.device_norm = nn.LayerNorm(width)
         self.server_layer = make_linear(sizes.server, width, gain)
         self.server_norm = nn.LayerNorm(width)
-        pooled = 4 * width + (width if kind == "device" else 0)
+        pooled = {"network": 4, "device": 5, "own": 3}[kind] * width
         self.hidden_layer = make_linear(pooled, width, gain)
         self.hidden_norm = nn.LayerNorm(width)
         self.value_head = make_linear(width, 1, 1.0)
@@ -261,12 +318,13 @@ class Critic(nn.Module):
         rows = torch.cat((pairs.mean(2), (pairs * serving).sum(2)), dim=-1)
         device = self.activation(self.device_norm(self.device_layer(rows)))
         server = self.activation(self.server_norm(self.server_layer(observation.server)))
-        # Devices without a request add nothing to the mean, which thereby counts requests.
-        shown = device * observation.active.unsqueeze(-1).to(device.dtype)
-        pools = torch.cat(
-            (shown.mean(1), shown.max(1).values, server.mean(1), server.max(1).values), dim=-1
-        ).unsqueeze(1)
-        if self.kind == "device":
+        pools = torch.cat((server.mean(1), server.max(1).values), dim=-1).unsqueeze(1)
+        if self.kind != "own":
+            # Devices without a request add nothing to the mean, which thereby counts requests.
+            shown = device * observation.active.unsqueeze(-1).to(device.dtype)
+            others = torch.cat((shown.mean(1), shown.max(1).values), dim=-1).unsqueeze(1)
+            pools = torch.cat((others, pools), dim=-1)
+        if self.kind != "network":
             pools = torch.cat((device, pools.expand(-1, device.shape[1], -1)), dim=-1)
         hidden = self.activation(self.hidden_norm(self.hidden_layer(pools)))
         value: Tensor = self.value_head(hidden).squeeze(-1)

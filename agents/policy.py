@@ -67,11 +67,11 @@ class PolicyController:
 
 
 def policy_content(
-    actor: Actor, network: NetworkConfig, control: ControlConfig, max_draft_length: int
+    kind: str, actor: Actor, network: NetworkConfig, control: ControlConfig, max_draft_length: int
 ) -> dict[str, Any]:
     """Collect what a policy file holds beside its stamp: weights and how to build the actor."""
     return {
-        "kind": "mappo",
+        "kind": kind,
         "view": actor.view,
         "network": network.model_dump_json(),
         "control": control.model_dump_json(),
@@ -106,6 +106,7 @@ def load_policy(
         network = NetworkConfig.model_validate_json(content["network"])
         control = ControlConfig.model_validate_json(content["control"])
         length, view = int(content["max_draft_length"]), content["view"]
+        kind = str(content["kind"])
         actor = build_actor(network, control, view, length)
         actor.load_state_dict(content["actor"])
     except (KeyError, ValidationError, RuntimeError) as error:
@@ -119,7 +120,7 @@ def load_policy(
             f"set physics.max_draft_length to {length} or train the policy again"
         )
     return PolicyController(
-        actor.eval(), control, physics, name=name or "mappo", deterministic=deterministic
+        actor.eval(), control, physics, name=name or kind, deterministic=deterministic
     )
 
 

@@ -1,4 +1,4 @@
-"""The stable-baselines3 baseline: PPO with one controller per network, on the flat views.
+"""The stable-baselines3 baselines: one controller per network, on the flat views; PPO.
 
 Shape legend: B networks, M devices, E servers, F flat features.
 """
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from envs.action import ControlConfig, to_decision
 from envs.batched import BatchedEnv
-from envs.observation import observe, schema
+from envs.observation import View, observe, schema
 from uara.errors import UserError
 from uara.files import whole_file
 from uara.network import Controller, Decision, NetworkState, SlotOutcome
 from uara.prediction import Physics
 
 if TYPE_CHECKING:
-    from envs.flat import FlatActions
+    from envs.flat import FlatActions, FlatStyle
+    from envs.vector import NetworkVecEnv
 
 # stable-baselines3 and Gymnasium are loaded where they are used: they take seconds, and this module
 # also holds a config that every command reads.
@@ -57,21 +58,29 @@ class Sb3PpoConfig(BaseModel):
     levels: int = Field(5, ge=2, description="levels of a learned bandwidth or power")
 
 
-class Sb3PpoLearner:
-    """Drives stable-baselines3's PPO through the common loop.
+class Sb3Learner:
+    """Drives an algorithm of stable-baselines3 through the common loop.
 
-    Resuming restores weights, optimiser and counters and begins new episodes; stable-baselines3
-    draws from global generators, so the continuation is not bit for bit.
+    Resuming restores weights, optimisers and counters and begins new episodes (with an empty replay
+    buffer, where there is one); stable-baselines3 draws from global generators, so the continuation
+    is not bit for bit.
     """
 
     policy_suffix = ".zip"
 
-    def __init__(self, config: Sb3PpoConfig, env: BatchedEnv, seed: int) -> None:
-        """Make the model; the environment is not stepped."""
-        from stable_baselines3 import PPO
-        from stable_baselines3.common.callbacks import BaseCallback
+    def __init__(
+        self, kind: str, env: BatchedEnv, vector: NetworkVecEnv, model: Any, slots: int
+    ) -> None:
+        """Take over a model.
 
-        from envs.vector import NetworkVecEnv
+        Args:
+            kind: of the learner's config.
+            env: B networks; the learner is its only user.
+            vector: the same as the model sees it.
+            model: of stable-baselines3, made for `vector`.
+            slots: between updates.
+        """
+        from stable_baselines3.common.callbacks import BaseCallback
 
         class Nothing(BaseCallback):
             """Satisfies the collection, which wants a callback."""
@@ -79,25 +88,13 @@ class Sb3PpoLearner:
             def _on_step(self) -> bool:
                 return True
 
-        self.config = config
+        self.kind = kind
         self.env = env
-        self.vector = NetworkVecEnv(env, levels=config.levels)
-        self.model = PPO(
-            "MlpPolicy",
-            self.vector,
-            n_steps=config.rollout_slots,
-            batch_size=config.batch_size,
-            n_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            gamma=config.discount,
-            gae_lambda=config.trace,
-            ent_coef=config.entropy,
-            policy_kwargs={"net_arch": [config.hidden, config.hidden]},
-            seed=seed,
-            device="cpu",
-        )
+        self.vector = vector
+        self.model = model
+        self.slots = slots
         self._callback = Nothing()
-        self._callback.init_callback(self.model)
+        self._callback.init_callback(model)
 
     @property
     def env_steps(self) -> int:
@@ -109,41 +106,25 @@ class Sb3PpoLearner:
         # Learning for no step resets the environment and sets up the logger by the public way.
         self.model.learn(total_timesteps=0, reset_num_timesteps=False)
 
-    def collect(self) -> dict[str, float]:
-        """Play a rollout and return metrics rollout/..."""
-        self.model.collect_rollouts(
-            self.vector, self._callback, self.model.rollout_buffer, self.config.rollout_slots
-        )
-        reward = float(self.model.rollout_buffer.rewards.mean())
-        slot_s = self.env.world.config.slot_s
-        metrics = {"rollout/reward": reward}
-        weights = self.env.reward_config
-        if weights.energy_weight == 0 and weights.battery_weight == 0:
-            metrics["rollout/alive_requests"] = -reward * self.env.normaliser_s / slot_s
-        return metrics
-
-    def update(self, progress: float) -> dict[str, float]:
-        """Learn from the rollout and return metrics train/...; rates are constant."""
-        self.model.train()
-        values = self.model.logger.name_to_value
-        metrics = {ours: float(values[theirs]) for theirs, ours in _LOGGED.items()}
-        values.clear()
-        return metrics
+    def histograms(self) -> dict[str, Tensor]:
+        """Return nothing: the choices stay inside the model."""
+        return {}
 
     def controller(self) -> Controller:
         """Return the current policy as a controller that takes the most likely choices."""
-        world = self.env.world
-        return Sb3Controller(self.model, self.vector.actions, world.physics, name=self.config.kind)
+        physics = self.env.world.physics
+        return Sb3Controller(self.model, self.vector.actions, physics, name=self.kind)
 
     def save_policy(self, path: Path) -> None:
         """Write the model as stable-baselines3 does, with how to use it as one more member."""
         described = {
+            "kind": self.kind,
             "control": self.env.control.model_dump(mode="json"),
             "schema": schema().to_dict(),
             "num_devices": self.env.world.num_devices,
             "num_servers": self.env.world.num_servers,
             "max_draft_length": self.env.world.physics.config.max_draft_length,
-            "levels": self.config.levels,
+            "levels": self.vector.actions.levels,
         }
         with whole_file(path) as temporary:
             self.model.save(temporary)
@@ -155,15 +136,84 @@ class Sb3PpoLearner:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, optimiser and counters."""
+        """Return weights, optimisers and counters."""
         return {"parameters": self.model.get_parameters(), "env_steps": self.env_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore weights, optimiser and counters, and begin new episodes."""
+        """Restore weights, optimisers and counters, and begin new episodes."""
         self.start()
-        self.model.set_parameters(state["parameters"], device="cpu")
+        self.model.set_parameters(state["parameters"], device=self.model.device)
         self.model.num_timesteps = int(state["env_steps"])
         logging.getLogger(__name__).info("new episodes begin at step %d", self.env_steps)
+
+    def rollout_metrics(self, reward: float) -> dict[str, float]:
+        """Tell what a mean reward of a network and slot says."""
+        metrics = {"rollout/reward": reward}
+        weights = self.env.reward_config
+        if weights.energy_weight == 0 and weights.battery_weight == 0:
+            slot_s = self.env.world.config.slot_s
+            metrics["rollout/alive_requests"] = -reward * self.env.normaliser_s / slot_s
+        return metrics
+
+    def logged(self, names: dict[str, str]) -> dict[str, float]:
+        """Take the metrics of the last update, under our names, from the model's logger."""
+        values = self.model.logger.name_to_value
+        metrics = {ours: float(values[theirs]) for theirs, ours in names.items()}
+        values.clear()
+        return metrics
+
+
+class Sb3PpoLearner(Sb3Learner):
+    """PPO of stable-baselines3."""
+
+    def __init__(
+        self,
+        config: Sb3PpoConfig,
+        env: BatchedEnv,
+        view: View,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make the model; the environment is not stepped.
+
+        Args:
+            config: every switch.
+            env: B networks; the learner is its only user.
+            view: of no meaning here, one controller sees the whole network.
+            seed: of weights and draws.
+            device: where the model lives.
+        """
+        from stable_baselines3 import PPO
+
+        from envs.vector import NetworkVecEnv
+
+        vector = NetworkVecEnv(env, levels=config.levels)
+        model = PPO(
+            "MlpPolicy",
+            vector,
+            n_steps=config.rollout_slots,
+            batch_size=config.batch_size,
+            n_epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            gamma=config.discount,
+            gae_lambda=config.trace,
+            ent_coef=config.entropy,
+            policy_kwargs={"net_arch": [config.hidden, config.hidden]},
+            seed=seed,
+            device=device,
+        )
+        super().__init__(config.kind, env, vector, model, config.rollout_slots)
+
+    def collect(self) -> dict[str, float]:
+        """Play a rollout and return metrics rollout/..."""
+        buffer = self.model.rollout_buffer
+        self.model.collect_rollouts(self.vector, self._callback, buffer, self.slots)
+        return self.rollout_metrics(float(buffer.rewards.mean()))
+
+    def update(self, progress: float) -> dict[str, float]:
+        """Learn from the rollout and return metrics train/...; rates are constant."""
+        self.model.train()
+        return self.logged(_LOGGED)
 
 
 class Sb3Controller:
@@ -227,7 +277,7 @@ def load_sb3_policy(
     Raises:
         UserError: for a missing or foreign file or another observation schema.
     """
-    from stable_baselines3 import PPO
+    from stable_baselines3 import PPO, SAC
 
     from envs.flat import FlatActions
 
@@ -237,12 +287,16 @@ def load_sb3_policy(
         with zipfile.ZipFile(path) as archive:
             described = json.loads(archive.read(_MEMBER))
         control = ControlConfig.model_validate(described["control"])
+        # Files that say no kind are older than the second one.
+        kind = described.get("kind", "sb3_ppo")
+        algorithm = {"sb3_ppo": PPO, "sb3_sac": SAC}[kind]
+        style: FlatStyle = "discrete" if kind == "sb3_ppo" else "box"
         actions = FlatActions(
             control,
             int(described["num_devices"]),
             int(described["num_servers"]),
             int(described["max_draft_length"]),
-            "discrete",
+            style,
             int(described["levels"]),
         )
     except (zipfile.BadZipFile, KeyError, ValueError, ValidationError) as error:
@@ -255,7 +309,5 @@ def load_sb3_policy(
             f"'{path}' was trained on another observation schema than version "
             f"{schema().version} of this program; train the policy again"
         )
-    model = PPO.load(path, device="cpu")
-    return Sb3Controller(
-        model, actions, physics, name=name or "sb3_ppo", deterministic=deterministic
-    )
+    model = algorithm.load(path, device="cpu")
+    return Sb3Controller(model, actions, physics, name=name or kind, deterministic=deterministic)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents import checkpoint
-from agents.mappo import MappoConfig, MappoLearner
+from agents.learners import LearnerConfig, make_learner, policy_suffix
 from agents.metrics import MetricsWriter
-from agents.sb3 import Sb3PpoConfig, Sb3PpoLearner
 from envs.batched import BatchedEnv
 from envs.observation import View
 from uara.errors import UserError
@@ -21,7 +21,6 @@ from uara.network import Controller
 CHECKPOINT = "checkpoint.pt"
 SCORE = "e2e_latency_s"  # of a validation; lower is better
 
-LearnerConfig = MappoConfig | Sb3PpoConfig
 Validate = Callable[[Controller], Mapping[str, float]]
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -41,57 +40,40 @@ class TrainingConfig(BaseModel):
         10, gt=0, description="iterations between validations; the last iteration is validated too"
     )
     checkpoint_every: int = Field(10, gt=0, description="iterations between checkpoints")
+    histograms_every: int = Field(
+        10, gt=0, description="iterations between histograms of the choices of each head"
+    )
+    map_every: int | None = Field(
+        50, gt=0, description="iterations between pictures of the network; null: none"
+    )
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "cpu",
+        description="where networks and rollouts live; auto: CUDA where present. The environment "
+        "plays on the CPU, so small networks learn faster there",
+    )
 
+    def torch_device(self) -> torch.device:
+        """Resolve the device.
 
-class Learner(Protocol):
-    """What the loop asks of a learner."""
-
-    policy_suffix: str
-
-    @property
-    def env_steps(self) -> int:
-        """Network slots played so far."""
-
-    def start(self) -> None:
-        """Begin the first episodes."""
-
-    def collect(self) -> dict[str, float]:
-        """Play a rollout and return metrics rollout/..."""
-
-    def update(self, progress: float) -> dict[str, float]:
-        """Learn from the rollout and return metrics train/...; `progress` is in [0, 1]."""
-
-    def controller(self) -> Controller:
-        """Return the current policy, deterministic."""
-
-    def save_policy(self, path: Path) -> None:
-        """Write the current policy to a file with the suffix `policy_suffix`."""
-
-    def policy_content(self) -> dict[str, Any]:
-        """Return what makes a checkpoint loadable as a policy; may be empty."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next iteration depends on."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
-
-
-def make_learner(config: LearnerConfig, env: BatchedEnv, view: View, seed: int) -> Learner:
-    """Make the learner that a config names."""
-    if isinstance(config, MappoConfig):
-        return MappoLearner(config, env, view, seed)
-    return Sb3PpoLearner(config, env, seed)
+        Raises:
+            UserError: if CUDA is asked for and there is none.
+        """
+        present = torch.cuda.is_available()
+        if self.device == "cuda" and not present:
+            raise UserError(
+                "training.device is cuda but this machine shows none; set it to cpu or auto"
+            )
+        return torch.device("cuda" if self.device != "cpu" and present else "cpu")
 
 
 def best_policy_path(run_dir: Path, learner: LearnerConfig) -> Path:
     """Tell where a run keeps the policy of best validation (the last one without validation)."""
-    return run_dir / f"policy{_suffix(learner)}"
+    return run_dir / f"policy{policy_suffix(learner)}"
 
 
 def last_policy_path(run_dir: Path, learner: LearnerConfig) -> Path:
     """Tell where a run keeps its last policy."""
-    return run_dir / f"policy_last{_suffix(learner)}"
+    return run_dir / f"policy_last{policy_suffix(learner)}"
 
 
 def train(
@@ -130,7 +112,8 @@ def train(
             one of another learner or control.
     """
     run_dir = Path(run_dir)
-    run = _Run(run_dir / CHECKPOINT, learner, env, view, seed, resolved_config)
+    device = training.torch_device()
+    run = _Run(run_dir / CHECKPOINT, learner, env, view, seed, device, resolved_config)
     if resume:
         run.restore()
     else:
@@ -140,6 +123,8 @@ def train(
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         run.learner.start()
+    for rest in run_dir.glob("*.partial*"):  # of a training that was killed while it wrote
+        rest.unlink()
     began = time.monotonic() - run.elapsed_s
     with MetricsWriter(run_dir, run.learner.env_steps) as writer:
         while run.progress(training) < 1:
@@ -151,10 +136,12 @@ def train(
             run.elapsed_s = time.monotonic() - began
             metrics["time/elapsed_s"] = run.elapsed_s
             writer.write(run.learner.env_steps, metrics)
+            run.show(writer, training)
             if over or run.iteration % training.checkpoint_every == 0:
                 run.save()
             if report is not None:
                 report(run.iteration, metrics)
+        writer.write_hyperparameters(run.options(view, training), run.results())
     run.learner.save_policy(last_policy_path(run_dir, learner))
     if run.best_score is None:
         run.learner.save_policy(best_policy_path(run_dir, learner))
@@ -188,13 +175,15 @@ class _Run:
         env: BatchedEnv,
         view: View,
         seed: int,
+        device: torch.device,
         resolved_config: str,
     ) -> None:
         self.path = path
         self.config = config
         self.env = env
+        self.seed = seed
         self.resolved_config = resolved_config
-        self.learner = make_learner(config, env, view, seed)
+        self.learner = make_learner(config, env, view, seed, device)
         self.iteration = 0
         self.elapsed_s = 0.0
         self.best_score: float | None = None
@@ -215,6 +204,32 @@ class _Run:
             self.learner.save_policy(path)
         metrics = {f"eval/{key}": float(value) for key, value in result.items()}
         return metrics | {f"eval/best_{SCORE}": self.best_score}
+
+    def show(self, writer: MetricsWriter, training: TrainingConfig) -> None:
+        """Write histograms and the map of the first network where it is their turn."""
+        step = self.learner.env_steps
+        if self.iteration % training.histograms_every == 0:
+            writer.write_histograms(step, self.learner.histograms())
+        if training.map_every is not None and self.iteration % training.map_every == 0:
+            # Drawing loads matplotlib, which trainings without maps should not pay.
+            from envs.picture import draw_state
+
+            picture = draw_state(self.env.state, self.env.world.bank.site_position_m)
+            writer.write_picture(step, "network", picture)
+
+    def options(self, view: View, training: TrainingConfig) -> dict[str, object]:
+        """Name what was chosen, by the names of an experiment's config."""
+        chosen = {
+            "learner": self.config.model_dump(mode="json"),
+            "control": self.env.control.model_dump(mode="json"),
+            "training": training.model_dump(mode="json"),
+        }
+        return {"observation.view": view, "seed": self.seed} | _flat(chosen)
+
+    def results(self) -> dict[str, float]:
+        """Name what came out."""
+        results = {"env_steps": float(self.learner.env_steps), "elapsed_s": self.elapsed_s}
+        return results if self.best_score is None else results | {f"best_{SCORE}": self.best_score}
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -255,7 +270,10 @@ class _Run:
         self.best_score = content["best_score"]
 
 
-def _suffix(learner: LearnerConfig) -> str:
-    """Tell the file suffix of a learner's policies."""
-    kind = MappoLearner if isinstance(learner, MappoConfig) else Sb3PpoLearner
-    return kind.policy_suffix
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Join the keys of nested mappings by dots."""
+    flat: dict[str, object] = {}
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat

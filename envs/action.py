@@ -109,6 +109,10 @@ class Action:
     power: Tensor | None = None  # (B, M) in [0, 1]
     draft_length: Tensor | None = None  # (B, M) long
 
+    def to(self, device: torch.device) -> Action:
+        """Move everything to a device; what is there already is not copied."""
+        return Action(**{k: v.to(device) for k, v in vars(self).items() if v is not None})
+
 
 def illegal_server(action: Action, state: NetworkState) -> Tensor:
     """Find the devices with a request whose chosen server is out of reach or none, (B, M) bool."""

@@ -150,6 +150,10 @@ class Observation:
         """Take networks by index (K,) long or by mask (B,) bool."""
         return Observation(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def to(self, device: torch.device) -> Observation:
+        """Move everything to a device; what is there already is not copied."""
+        return Observation(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
 
 def observe(state: NetworkState, physics: Physics) -> Observation:
     """Observe B networks; no loop over networks, devices or servers.

@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from agents.mappo import MappoConfig
-from agents.sb3 import Sb3PpoConfig
+from agents.learners import LearnerConfig
+from agents.on_policy import MappoConfig
 from agents.training import TrainingConfig
 from envs.action import ControlConfig
 from envs.batched import RewardConfig
@@ -145,9 +145,7 @@ class ExperimentConfig(BaseModel):
         ObservationConfig(), description="what the actor may read"
     )
     reward: RewardConfig = Field(RewardConfig(), description="reward of a slot")
-    learner: MappoConfig | Sb3PpoConfig = Field(
-        MappoConfig(), discriminator="kind", description="the learner"
-    )
+    learner: LearnerConfig = Field(MappoConfig(), discriminator="kind", description="the learner")
     training: TrainingConfig = Field(TrainingConfig(), description="length and batch of training")
     num_networks: int = Field(64, gt=0, description="networks stepped at once in training")
     native: bool = Field(

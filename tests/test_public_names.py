@@ -15,9 +15,8 @@ import pytest
 import typer
 
 import envs
-from agents.mappo import MappoConfig
+from agents.learners import LEARNERS, LearnerConfig
 from agents.policy import load_policy
-from agents.sb3 import Sb3PpoConfig
 from experiments.cli import app
 from experiments.evaluation import METRICS
 from uara.control.allocation import AllocationConfig
@@ -55,7 +54,9 @@ def test_the_names_of_envs() -> None:
 
 
 def test_the_names_of_learners() -> None:
-    assert {MappoConfig().kind, Sb3PpoConfig().kind} == {"mappo", "sb3_ppo"}
+    assert list(LEARNERS) == ["mappo", "ippo", "bandit", "masac", "sb3_ppo", "sb3_sac"]
+    kinds = {get_args(c.model_fields["kind"].annotation)[0] for c in get_args(LearnerConfig)}
+    assert kinds == set(LEARNERS)
     assert list(inspect.signature(load_policy).parameters) == [
         "path", "physics", "name", "deterministic",
     ]  # fmt: skip

@@ -10,8 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from agents.mappo import MappoConfig, MappoLearner, device_reward, normalise_advantage
+from agents.device_reward import device_reward
+from agents.mappo import MappoLearner, normalise_advantage
 from agents.network import NetworkConfig
+from agents.on_policy import MappoConfig
 from agents.rollout import Batch
 from envs.action import Action, ControlConfig
 from envs.batched import BatchedEnv, Step

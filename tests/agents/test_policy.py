@@ -27,7 +27,7 @@ def policy_file(every_head: ControlConfig, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     actor = build_actor(network, every_head, "device", 8)
     path = tmp_path / "policy.pt"
-    checkpoint.save(path, policy_content(actor, network, every_head, 8))
+    checkpoint.save(path, policy_content("mappo", actor, network, every_head, 8))
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 
 from agents.policy import load_policy
 from agents.sb3 import Sb3Controller, Sb3PpoConfig
+from agents.sb3_sac import Sb3SacConfig
 from agents.training import TrainingConfig, best_policy_path, train
 from envs.action import ControlConfig
 from envs.batched import BatchedEnv
@@ -20,6 +21,9 @@ from uara.prediction import Physics
 
 MakeEnv = Callable[..., BatchedEnv]
 SMALL = Sb3PpoConfig(rollout_slots=4, batch_size=6, epochs=1, hidden=16)
+SAC = Sb3SacConfig(
+    rollout_slots=4, warmup=12, gradient_steps=1, batch_size=6, capacity=60, hidden=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +75,27 @@ def test_a_zip_of_others_is_refused(physics: Physics, tmp_path: Path) -> None:
         archive.writestr("data", "{}")
     with pytest.raises(UserError, match="no policy of this program"):
         load_policy(path, physics)
+
+
+def test_sac_comes_back_from_its_file_with_its_box_of_actions(
+    make_env: MakeEnv, every_head: ControlConfig, physics: Physics, tmp_path: Path
+) -> None:
+    seen: list[dict[str, float]] = []
+    train(
+        make_env(every_head),
+        SAC,
+        TrainingConfig(env_steps=36),
+        tmp_path,
+        seed=0,
+        report=lambda iteration, metrics: seen.append(dict(metrics)),
+    )
+    assert [row["time/env_steps"] for row in seen] == [12, 24, 36]
+    assert seen[-1]["train/value_loss"] > 0
+    assert seen[-1]["rollout/reward"] < 0
+    controller = load_policy(best_policy_path(tmp_path, SAC), physics)
+    assert controller.name == "sb3_sac"
+    env = make_env(every_head)
+    env.reset()
+    controller.reset(torch.ones(3, dtype=torch.bool), torch.Generator())
+    decision = controller.decide(env.world.state())
+    assert (decision.power_w <= env.world.state().power_max_w).all()

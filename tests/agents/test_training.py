@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from agents import checkpoint
-from agents.mappo import MappoConfig
 from agents.metrics import MetricsWriter
 from agents.network import NetworkConfig
+from agents.on_policy import MappoConfig
 from agents.policy import load_policy
 from agents.training import TrainingConfig, best_policy_path, last_policy_path, train
 from envs.action import ControlConfig
