@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from experiments.config import from_options, read_options
+from experiments.plan_execution import ExecutionConfig
 from experiments.statistics import Interval, mean_interval
 from uara.control.plan import uplink
 from uara.control.plan.baselines import BASELINES
@@ -89,6 +90,9 @@ class PlanTask(BaseModel):
     comparisons: tuple[Comparison, ...] = Field((), description="rows with the paper's figures")
     extensions: tuple[Extension, ...] = Field((), description="other planners beside the file's")
     sweeps: tuple[Sweep, ...] = Field((), description="what options decide")
+    execute: ExecutionConfig = Field(
+        ExecutionConfig(), description="how `--execute` runs the plan with a real pair"
+    )
 
 
 @dataclass(frozen=True)

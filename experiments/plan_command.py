@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
-from experiments.plan import load_plan_task, run_plan
+from experiments.plan import PlanTask, load_plan_task, run_plan
+from experiments.plan_execution import (
+    Execution,
+    execute_plan,
+    execution_rows,
+    execution_table,
+)
+from uara.control.plan.planner import Plan
 from uara.control.plan.replay import replay
+from uara.control.plan.tasks import draw_tasks
 
 
 def plan(
@@ -25,6 +33,15 @@ def plan(
     gantt: Annotated[
         Path | None, typer.Option(help="draw the plan's first rounds and its memory (PNG)")
     ] = None,
+    execute: Annotated[
+        bool, typer.Option("--execute", help="run the plan with a real pair of models as well")
+    ] = False,
+    draft: Annotated[
+        str | None, typer.Option(help="folder of the draft model, or hub:OWNER/NAME")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="folder of the target model, or hub:OWNER/NAME")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write the result to this file")
     ] = None,
@@ -38,7 +55,7 @@ def plan(
         report_rows,
         sweep_table,
     )
-    from uara.figures.gantt import draw_gantt
+    from uara.figures.gantt import draw_execution, draw_gantt
 
     asked = [f"drops={drops}"] if drops is not None else []
     task = load_plan_task(file, [*(overrides or []), *asked])
@@ -52,7 +69,35 @@ def plan(
         console.print(extension_table(report.extensions))
     for sweep, rows in zip(task.sweeps, report.sweeps, strict=True):
         console.print(sweep_table(rows, sweep.changes))
+    facts = report_rows(report, seen)
+    execution = _execute(task, report.plan, draft, target) if execute else None
+    if execution is not None:
+        console.print(execution_table(report.plan, execution))
+        console.print(execution.sentence())
+        facts.append({"kind": "execution"} | execution_rows(execution))
     if gantt is not None:
-        draw_gantt(report.plan, seen, gantt, limit_bytes=task.hetedge.memory_bytes)
+        if execution is None:
+            draw_gantt(report.plan, seen, gantt, limit_bytes=task.hetedge.memory_bytes)
+        else:
+            draw_execution(report.plan, seen, execution.run.spans, gantt)
         console.print(f"gantt: {gantt}")
-    save_json(json_file, "plan", task.model_dump(mode="json"), report_rows(report, seen))
+    save_json(json_file, "plan", task.model_dump(mode="json"), facts)
+
+
+def _execute(task: PlanTask, plan: Plan, draft: str | None, target: str | None) -> Execution:
+    """Run a plan with a pair of models, the shipped one unless another is given."""
+    from experiments.cli import Bar
+    from experiments.comparison import open_pair
+    from uara.decoding.models import SHIPPED_PAIR_FOLDER, load_prompts
+
+    config = task.hetedge
+    with Bar("answer tokens") as bar:
+        return execute_plan(
+            plan,
+            config,
+            draw_tasks(config, 1),
+            task.execute,
+            open_pair(draft, target),
+            load_prompts(SHIPPED_PAIR_FOLDER / "prompts.jsonl"),
+            progress=bar,
+        )

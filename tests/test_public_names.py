@@ -220,7 +220,7 @@ COMMANDS = {
         "--times-only",
     ],
     "pair train": ["--out"],
-    "plan": ["--drops", "--gantt", "--json"],
+    "plan": ["--draft", "--drops", "--execute", "--gantt", "--json", "--target"],
     "quickstart": ["--folder", "--json", "--seed"],
     "results": ["--seeds", "--workers"],
     "schema": [],

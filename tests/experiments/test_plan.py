@@ -141,3 +141,32 @@ def test_a_mistake_ends_in_one_line(
     assert err.count("\n") == 1
     for text in told:
         assert text in err
+
+
+def test_a_plan_is_executed_with_the_shipped_pair(project: Path, uara: Uara) -> None:
+    options = {
+        "name": "real", "drops": 2,
+        "hetedge": {"users": 4, "output_tokens_max": 8, "memory_bytes": 1.95e9,
+                    "draft_length_max": 3, "acceptance": 0.73},
+        "execute": {"rule": "gumbel"},
+    }  # fmt: skip
+    (project / "real.yaml").write_text(yaml.safe_dump(options))
+    code, out, _ = uara("plan", "real.yaml", "--execute", "--gantt", "g.png", "--json", "r.json")
+    assert code == 0
+    assert "4 of 4 answers equal single-request decoding" in out
+    assert "coupled output against the target alone: 4 equal" in out
+    assert (project / "g.png").read_bytes().startswith(b"\x89PNG")
+    row = json.loads((project / "r.json").read_text())["rows"][-1]
+    assert row["kind"] == "execution"
+    whole = row["whole"]
+    parts = sum(whole[f"{name}_s"] for name in ("planned", "acceptance", "slowest", "leaving"))
+    assert parts == pytest.approx(whole["executed_s"])
+
+
+def test_answers_longer_than_the_pairs_context_are_refused(project: Path, uara: Uara) -> None:
+    (project / "plan.yaml").write_text(yaml.safe_dump(TINY | {"comparisons": [], "extensions": [],
+                                                              "sweeps": []}))  # fmt: skip
+    code, _, told = uara("plan", "plan.yaml", "hetedge.output_tokens_max=600",
+                         "hetedge.memory_bytes=4e9", "--execute")  # fmt: skip
+    assert code == 2
+    assert "answers of 600 tokens do not fit the 512 tokens of context" in told

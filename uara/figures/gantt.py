@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from uara.control.plan.planner import Plan
-from uara.control.plan.replay import Replay
+from uara.control.plan.replay import Replay, Span
 from uara.figures.png import write_png
 
 # Okabe and Ito's colours, and hatches, so that batches are told apart without colour too.
@@ -53,6 +54,45 @@ def draw_gantt(plan: Plan, seen: Replay, path: Path, *, limit_bytes: float) -> N
         for m, batch in enumerate(plan.batches[:MOST_IN_LEGEND])
     ]
     figure.legend(handles=handles, ncols=4, loc="outside upper center", frameon=False, fontsize=9)
+    write_png(figure, path)
+
+
+def draw_execution(plan: Plan, seen: Replay, spans: Sequence[Span], path: Path) -> None:
+    """Draw a plan and its execution above each other, both nodes over the whole time.
+
+    Args:
+        plan: what was planned.
+        seen: its replay.
+        spans: of the execution.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    ends = [max(span.end_s for span in both) for both in (seen.spans, spans)]
+    rows = figure.subplots(2, 1, sharex=True)
+    for axes, both, name, end_s in zip(
+        rows, (seen.spans, spans), ("planned", "executed"), ends, strict=True
+    ):
+        for span in both:
+            if span.node == "uplink":
+                continue
+            lane = list(LANES).index(span.node) - 1
+            width_s = span.end_s - span.start_s
+            colour = COLOURS[span.batch % len(COLOURS)]
+            axes.barh(lane, width_s, BAR_HEIGHT, left=span.start_s, facecolor=colour,
+                      edgecolor="white", lw=0.3)  # fmt: skip
+        axes.axvline(end_s, color="#333333", linestyle="--", linewidth=1)
+        axes.set_title(f"{name}: {end_s:.2f} s", loc="left", fontsize=10)
+        axes.set_yticks(range(2), list(LANES.values())[1:])
+        axes.set_ylim(1.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[1].set_xlim(0, 1.02 * max(ends))
+    rows[1].set_xlabel("time (s)")
+    handles = [
+        Patch(facecolor=COLOURS[m % len(COLOURS)], label=f"batch {m + 1}: {len(b.tasks)} tasks")
+        for m, b in enumerate(plan.batches[:MOST_IN_LEGEND])
+    ]
+    figure.legend(handles=handles, ncols=6, loc="outside upper center", frameon=False, fontsize=9)
     write_png(figure, path)
 
 

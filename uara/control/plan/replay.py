@@ -53,7 +53,7 @@ def replay(plan: Plan, config: HetEdgeConfig) -> Replay:
         plan: what to do.
         config: which the plan was made for.
     """
-    spans = [_upload_span(plan, number) for number in range(len(plan.batches))]
+    spans = upload_spans(plan)
     drafter_free_s = verifier_free_s = gate_s = 0.0
     wave = 0
     verdict_s = [batch.release_s for batch in plan.batches]
@@ -63,10 +63,10 @@ def replay(plan: Plan, config: HetEdgeConfig) -> Replay:
             wave, gate_s = batch.wave, verifier_free_s
         ready_s = max(verdict_s[turn.batch], gate_s)
         start_s = max(ready_s, drafter_free_s)
-        drafter_free_s = start_s + draft_s(config, batch, turn.round)
+        drafter_free_s = start_s + draft_s(config, _work(config, batch, turn.round))
         spans.append(Span("draft", turn.batch, turn.round, start_s, drafter_free_s))
         start_s = max(drafter_free_s, verifier_free_s)
-        verifier_free_s = start_s + verify_s(config, batch, turn.round)
+        verifier_free_s = start_s + verify_s(config, _work(config, batch, turn.round))
         spans.append(Span("verify", turn.batch, turn.round, start_s, verifier_free_s))
         verdict_s[turn.batch] = verifier_free_s
     return Replay(
@@ -77,28 +77,42 @@ def replay(plan: Plan, config: HetEdgeConfig) -> Replay:
     )
 
 
-def draft_s(config: HetEdgeConfig, batch: Batch, number: int) -> float:
+@dataclass(frozen=True)
+class RoundWork:
+    """What a round of a batch asks of both nodes, every task padded to the longest."""
+
+    tasks: int
+    draft_length: int
+    context_tokens: float  # of prompt and answer when it begins
+    is_first: bool  # nothing of the prompt has been read
+
+
+def draft_s(config: HetEdgeConfig, work: RoundWork) -> float:
     """Time the draft passes of one round, pass by pass."""
     shape, law = config.cost.draft, config.draft_gpu.pass_time(config.draft)
-    confirmed = batch.input_tokens + (number - 1) * _tokens(config, batch)
     total_s = 0.0
-    for index in range(1, batch.draft_length + 1):
-        if number == 1 and index == 1:
-            new, attended = batch.input_tokens, float(batch.input_tokens)
+    for index in range(1, work.draft_length + 1):
+        if work.is_first and index == 1:
+            new, attended = work.context_tokens, work.context_tokens
         else:
-            new, attended = 1, confirmed + index
+            new, attended = 1, work.context_tokens + index
         flop = new * (shape.matrix_flop + shape.attention_flop * attended)
-        total_s += law.s_per_flop * flop * len(batch.tasks) + law.fixed_s
+        total_s += law.s_per_flop * flop * work.tasks + law.fixed_s
     return total_s
 
 
-def verify_s(config: HetEdgeConfig, batch: Batch, number: int) -> float:
+def verify_s(config: HetEdgeConfig, work: RoundWork) -> float:
     """Time the verify pass of one round."""
     shape, law = config.cost.verify, config.verify_gpu.pass_time(config.verify)
-    new = batch.draft_length + (batch.input_tokens if number == 1 else 1)
-    cached = 0.0 if number == 1 else batch.input_tokens + (number - 1) * _tokens(config, batch)
+    new = work.draft_length + (work.context_tokens if work.is_first else 1)
+    cached = 0.0 if work.is_first else work.context_tokens
     flop = new * (shape.matrix_flop + shape.attention_flop * (cached + new))
-    return law.s_per_flop * flop * len(batch.tasks) + law.fixed_s
+    return law.s_per_flop * flop * work.tasks + law.fixed_s
+
+
+def _work(config: HetEdgeConfig, batch: Batch, number: int) -> RoundWork:
+    confirmed = batch.input_tokens + (number - 1) * _tokens(config, batch)
+    return RoundWork(len(batch.tasks), batch.draft_length, confirmed, number == 1)
 
 
 def _tokens(config: HetEdgeConfig, batch: Batch) -> float:
@@ -130,6 +144,11 @@ def _turns(plan: Plan) -> list[_Turn]:
                 _Turn(m, number) for m in members for number in range(1, plan.batches[m].rounds + 1)
             ]
     return turns
+
+
+def upload_spans(plan: Plan) -> list[Span]:
+    """Tell from when to when the prompts of each batch are sent."""
+    return [_upload_span(plan, number) for number in range(len(plan.batches))]
 
 
 def _upload_span(plan: Plan, number: int) -> Span:
