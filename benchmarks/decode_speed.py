@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from uara.decoding.kernel import KernelSettings, VirtualKernel
-from uara.decoding.kv import Cache, Feed, Floats
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import derive_seed
 from uara.decoding.rules import Sampling
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile, SlotPlan
+from uara.decoding.table_model import TableModel
 from uara.decoding.verifier import Contract
 from uara.serving.hardware import ForwardTime
 
@@ -22,54 +21,6 @@ VOCAB = 32
 DRAFT_LENGTH = 4
 ANSWER_TOKENS = 64
 REPEATS = 3
-
-
-@dataclass
-class _Context:
-    """A context that is simply remembered."""
-
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens remembered."""
-        return len(self.tokens)
-
-    def roll_back(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        del self.tokens[length:]
-
-    def fork(self) -> _Context:
-        """Remember the same and go another way."""
-        return _Context(list(self.tokens))
-
-
-@dataclass
-class TableModel:
-    """A language model that is a table over the last two tokens."""
-
-    logits: Floats  # (V, V, V): one before last, last, next
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return int(self.logits.shape[-1])
-
-    def new_cache(self) -> Cache:
-        """Start a sequence."""
-        return _Context()
-
-    def forward(self, feeds: Sequence[Feed]) -> list[Floats]:
-        """Extend each context; return logits (Q_i - logits_from, V) per sequence."""
-        outputs = []
-        for feed in feeds:
-            assert isinstance(feed.cache, _Context), "a context of another model"
-            start = feed.cache.length + feed.logits_from
-            feed.cache.tokens.extend(feed.tokens)
-            context = [0, *feed.cache.tokens]
-            before, last = context[start : len(context) - 1], context[start + 1 :]
-            outputs.append(self.logits[before, last])
-        return outputs
 
 
 @dataclass(frozen=True)

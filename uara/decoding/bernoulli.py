@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from uara.decoding.kv import Cache, Feed, Floats
+from uara.decoding.row import Row
+from uara.decoding.rules import Sampling, warp
 
 ABSENT_LOGIT = -1e4  # of a token that is never drawn
 
@@ -40,6 +42,7 @@ class BernoulliModel:
     probabilities: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        self._laws: dict[Sampling, Row] = {}
         self._row = np.array(
             [np.log(p) if p > 0 else ABSENT_LOGIT - i for i, p in enumerate(self.probabilities)]
         )
@@ -52,6 +55,15 @@ class BernoulliModel:
     def new_cache(self) -> Cache:
         """Start a sequence."""
         return CountingCache()
+
+    def laws(self, feeds: Sequence[Feed], samplings: Sequence[Sampling]) -> list[list[Floats]]:
+        """Extend each cache by its tokens; return the one row that there is, over and over."""
+        outputs: list[list[Floats]] = []
+        for logits, sampling in zip(self.forward(feeds), samplings, strict=True):
+            if sampling not in self._laws:
+                self._laws[sampling] = Row.of(warp(self._row, sampling))
+            outputs.append([self._laws[sampling]] * len(logits))
+        return outputs
 
     def forward(self, feeds: Sequence[Feed]) -> list[Floats]:
         """Extend each cache by its tokens; return logits (Q_i - logits_from, V) per sequence."""

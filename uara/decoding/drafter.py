@@ -13,6 +13,7 @@ import msgspec
 from uara.decoding.branches import BranchToken, Stem
 from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
+from uara.decoding.laws import Laws, laws_of
 from uara.decoding.randomness import Draws, Purpose
 from uara.decoding.row import Floats, Pairs
 from uara.decoding.rules import Resolution, warp
@@ -43,7 +44,7 @@ class _Branch:
     """A branch's cache, the tokens that are in it, and the laws drawn from by position."""
 
     cache: Cache
-    seen: list[int]
+    seen: tuple[int, ...]
     laws: dict[int, Floats] = field(default_factory=dict)
 
 
@@ -61,26 +62,28 @@ class Drafter:
     contract: Contract
     draws: Draws
     cache: Cache = field(init=False)
-    _seen: list[int] = field(default_factory=list, init=False)
+    _laws: Laws = field(init=False)
+    _seen: tuple[int, ...] = field(default=(), init=False)
     _rows: dict[int, Floats] = field(default_factory=dict, init=False)
     _branches: dict[tuple[int, int], _Branch] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.cache = self.model.new_cache()
+        self._laws = laws_of(self.model)
 
-    def read(self, context: Sequence[int]) -> int:
+    def read(self, context: tuple[int, ...]) -> int:
         """Read all but the last token of a context ahead of drafting; return how many were new."""
         keep = _common_length(self._seen, context)
         self.cache.roll_back(min(keep, self.cache.length))
-        new = list(context[self.cache.length : len(context) - 1])
+        new = context[self.cache.length : len(context) - 1]
         if new:
             self.model.forward([Feed(self.cache, new, len(new) - 1)])
-        self._seen = list(context[: self.cache.length])
+        self._seen = context[: self.cache.length]
         return len(new)
 
     def draft(
         self,
-        context: Sequence[int],
+        context: tuple[int, ...],
         epoch: int,
         branches: Sequence[Stem] = (),
         guesses: int = 0,
@@ -95,16 +98,34 @@ class Drafter:
             guesses: how many other tokens to name in place of each that is drawn.
             committed: tokens of the context that stand; branches in their place are forgotten.
         """
-        keep = min(_common_length(self._seen, context), self.cache.length, len(context) - 1)
-        self.cache.roll_back(keep)
-        new = list(context[keep:])
+        position, contract, cache = len(context), self.contract, self.cache
+        keep = min(_common_length(self._seen, context), cache.length, position - 1)
+        if keep < cache.length:
+            cache.roll_back(keep)
+        feed = Feed(cache, context[keep:], position - keep - 1)
+        self._seen = context
+        self.draws = self.draws.in_epoch(epoch)
+        if guesses:
+            return self._draft_all(context, feed, branches, guesses, committed)
+        (row,) = self._laws([feed], [contract.draft_sampling])[0]
+        self._rows[position] = law = contract.draft_law(row)
+        token = contract.draw_draft(law, position, self.draws)
+        return DraftToken(token, contract.sent(law, token), position - keep)
+
+    def _draft_all(
+        self,
+        context: tuple[int, ...],
+        feed: Feed,
+        branches: Sequence[Stem],
+        guesses: int,
+        committed: int,
+    ) -> DraftToken:
+        """Draw as `draft` does where corrections are guessed, which takes the logits as well."""
         for key in [key for key in self._branches if key[0] < committed]:
             del self._branches[key]
-        feeds = [Feed(self.cache, new, len(new) - 1)]
-        feeds += [self._branch_feed(stem, context) for stem in branches]
+        feeds = [feed, *(self._branch_feed(stem, context) for stem in branches)]
         logits = [rows[-1] for rows in self.model.forward(feeds)]
-        self._seen = list(context)
-        position, draws = len(context), self.draws.in_epoch(epoch)
+        position, draws = len(context), self.draws
         law, token = self._draw(logits[0], position, draws)
         self._rows[position] = law
         ahead = draws.ahead()
@@ -115,7 +136,7 @@ class Drafter:
         return DraftToken(
             token,
             self.contract.sent(law, token),
-            len(new),
+            len(feed.tokens),
             self.contract.guess(logits[0], law, token, position, draws, guesses),
             grown,
             sum(len(feed.tokens) for feed in feeds[1:]),
@@ -125,14 +146,14 @@ class Drafter:
         law = self.contract.draft_law(warp(logits, self.contract.draft_sampling))
         return law, self.contract.draw_draft(law, position, draws)
 
-    def _branch_feed(self, stem: Stem, context: Sequence[int]) -> Feed:
+    def _branch_feed(self, stem: Stem, context: tuple[int, ...]) -> Feed:
         """Prepare a branch's part of a forward; a new one starts from the main chain's cache."""
         key = (stem.position, stem.correction)
         branch = self._branches.get(key)
         if branch is None:
-            branch = self._branches[key] = _Branch(self.cache.fork(), [])
+            branch = self._branches[key] = _Branch(self.cache.fork(), ())
             branch.cache.roll_back(min(branch.cache.length, stem.position))
-        branch.seen = [*context[: stem.position], stem.correction, *stem.tokens]
+        branch.seen = (*context[: stem.position], stem.correction, *stem.tokens)
         new = branch.seen[branch.cache.length :]
         return Feed(branch.cache, new, len(new) - 1)
 
@@ -167,8 +188,9 @@ class Drafter:
         self, top: Pairs, tails: Pairs, drawn: int, position: int, epoch: int
     ) -> Resolution:
         """Draw the token after a rejection from what the server sent; see `rules.resolve`."""
-        choice = self.draws.in_epoch(epoch)
-        return self.contract.resolve(self.law_at(position), top, tails, drawn, position, choice)
+        self.draws = self.draws.in_epoch(epoch)
+        law = self.law_at(position)
+        return self.contract.resolve(law, top, tails, drawn, position, self.draws)
 
     def law_at(self, position: int) -> Floats:
         """Return the row that the drafted token at a position was drawn from, (V,)."""
@@ -179,8 +201,10 @@ class Drafter:
         self._rows.clear()
 
 
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+def _common_length(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     """Count the leading tokens that two sequences share."""
+    if right[: len(left)] == left:
+        return len(left)
     for i, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return i

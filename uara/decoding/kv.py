@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,8 +37,7 @@ class Cache(Protocol):
         """Make a cache that remembers the same and goes its own way."""
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(msgspec.Struct, frozen=True, gc=False):
     """New tokens for one sequence, and from which of them on logits are wanted."""
 
     cache: Cache

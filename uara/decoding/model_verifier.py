@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from uara.decoding.contract import Contract
 from uara.decoding.kv import Cache, Feed, SequenceModel
+from uara.decoding.laws import Laws, laws_of
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws
 from uara.decoding.row import Floats, Pairs, top_pairs
-from uara.decoding.rules import Outcome, draw_tails, warp
+from uara.decoding.rules import Outcome, draw_tails
 from uara.decoding.verifier import Capabilities, Work
 
 
@@ -37,7 +38,11 @@ class ModelVerifier:
 
     model: SequenceModel
     tells_probability: bool = False
+    _laws: Laws = field(init=False)
     _sessions: dict[int, _Session] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._laws = laws_of(self.model)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -65,22 +70,23 @@ class ModelVerifier:
 
     def forward(self, batch: Sequence[Work]) -> list[Outcome | None]:
         """Run one ragged forward and decide each session's tokens; None for a mere reading."""
-        feeds = []
+        feeds, samplings = [], []
         for work in batch:
-            cache = self._sessions[work.sid].cache
-            fresh = [*work.context[cache.length :], *work.tokens]
-            feeds.append(Feed(cache, fresh, max(len(fresh) - len(work.tokens) - 1, 0)))
-        logits = self.model.forward(feeds)
-        return [self._decide(work, rows) for work, rows in zip(batch, logits, strict=True)]
+            session = self._sessions[work.sid]
+            fresh = work.context[session.cache.length :] + work.tokens
+            first = max(len(fresh) - len(work.tokens) - 1, 0)
+            feeds.append(Feed(session.cache, fresh, first))
+            samplings.append(session.contract.sampling)
+        laws = self._laws(feeds, samplings)
+        return [self._decide(work, rows) for work, rows in zip(batch, laws, strict=True)]
 
-    def _decide(self, work: Work, logits: Floats) -> Outcome | None:
+    def _decide(self, work: Work, rows: list[Floats]) -> Outcome | None:
         session = self._sessions[work.sid]
         contract, base = session.contract, len(work.context)
-        rows = [warp(row, contract.sampling) for row in logits]
         if not work.draw:
             session.rejected_row = rows[-1]
             return None
-        choice = session.draws.in_epoch(work.epoch)
+        session.draws = choice = session.draws.in_epoch(work.epoch)
         if not work.tokens:
             return self._draw(contract, choice, base, rows[-1])
         if len(rows) == len(work.tokens):
@@ -98,7 +104,7 @@ class ModelVerifier:
         session = self._sessions[sid]
         row, contract = session.rejected_row, session.contract
         assert row is not None, f"session {sid} keeps no row to judge by"
-        choice = session.draws.in_epoch(epoch)
+        session.draws = choice = session.draws.in_epoch(epoch)
         if not tokens:
             return self._draw(contract, choice, position, row)
         # Nothing is drawn behind the token, so that the row there does not matter.
