@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -25,23 +25,21 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_finished(self) -> bool:
         """Whether no token may follow."""
-        return len(self.tokens) >= self.max_new or (
-            bool(self.tokens) and self.tokens[-1] == self.eos
-        )
+        tokens = self.tokens
+        return len(tokens) >= self.max_new or (tokens[-1] == self.eos if tokens else False)
 
     @property
     def remaining(self) -> int:
         """How many tokens may still follow."""
-        return 0 if self.is_finished else self.max_new - len(self.tokens)
+        tokens = self.tokens
+        ends = tokens[-1] == self.eos if tokens else False
+        return 0 if ends else max(0, self.max_new - len(tokens))
 
-    def extend(self, tokens: Iterable[int]) -> Answer:
+    def extend(self, tokens: Sequence[int]) -> Answer:
         """Commit tokens up to the end; what lies behind it is dropped."""
-        kept = list(self.tokens)
-        if not self.is_finished:
-            for token in tokens:
-                kept.append(token)
-                if len(kept) >= self.max_new or token == self.eos:
-                    break
-        return (
-            self if len(kept) == len(self.tokens) else Answer(tuple(kept), self.max_new, self.eos)
-        )
+        if self.is_finished:
+            return self
+        kept = tuple(tokens[: self.max_new - len(self.tokens)])
+        if self.eos in kept:
+            kept = kept[: kept.index(self.eos) + 1]
+        return Answer(self.tokens + kept, self.max_new, self.eos) if kept else self

@@ -87,7 +87,9 @@ def add_prefill(batcher: Batcher, sid: int | None, tokens: int, kv_tokens: int) 
 
 def drop_prefill(batcher: Batcher, sid: int) -> Batcher:
     """Take a session's context out of the queue."""
-    return evolve(batcher, tickets=tuple(t for t in batcher.tickets if t.sid != sid))
+    if not batcher.tickets:
+        return batcher
+    return evolve(batcher, tickets=tuple([t for t in batcher.tickets if t.sid != sid]))
 
 
 def finish(batcher: Batcher) -> Batcher:
@@ -105,11 +107,12 @@ def compose(
     """
     if batcher.running is not None:
         return batcher, None
-    ready = [s for s in sessions.values() if s.stage in (Stage.VERIFY, Stage.DECODE)]
-    ready.sort(key=lambda session: (session.queued_s, session.sid))
+    ready = [s for s in sessions.values() if s.stage is Stage.VERIFY or s.stage is Stage.DECODE]
+    if len(ready) > 1:
+        ready.sort(key=lambda session: (session.queued_s, session.sid))
     tickets, chunk = _take_chunk(batcher, sessions, now)
     if not ready and not chunk and not batcher.foreign_rows:
-        return evolve(batcher, tickets=tickets), None
+        return batcher if tickets == batcher.tickets else evolve(batcher, tickets=tickets), None
     reading = [sessions[t.sid] for t, _ in chunk if t.sid is not None]
     complete = [
         sessions[t.sid] for t, taken in chunk if t.sid is not None and taken == t.tokens_left
@@ -155,6 +158,8 @@ def _take_chunk(
 
     Nobody overtakes: while the first in the queue does not fit, those behind it wait too.
     """
+    if not batcher.tickets:
+        return (), []
     unread = {ticket.sid for ticket in batcher.tickets if ticket.tokens_read == 0}
     held = sum(s.kv_tokens for s in sessions.values() if s.sid not in unread)
     budget = batcher.chunk_tokens

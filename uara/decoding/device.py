@@ -62,7 +62,7 @@ class DeviceState(msgspec.Struct, frozen=True, gc=False):
     @property
     def context(self) -> tuple[int, ...]:
         """Prompt text, answer and the block drafted so far."""
-        return (*self.text, *self.answer.tokens, *self.block)
+        return self.text + self.answer.tokens + self.block
 
     @property
     def position(self) -> int:

@@ -19,6 +19,7 @@ from uara.decoding import server as srv
 from uara.decoding.batcher import Batcher, Forward
 from uara.decoding.drafter import Drafter
 from uara.decoding.kv import SequenceModel
+from uara.decoding.links import FluidLink
 from uara.decoding.local_device import LocalState
 from uara.decoding.model_verifier import ModelVerifier
 from uara.decoding.nodes import (
@@ -164,7 +165,8 @@ class VirtualKernel:
                 (node.downlink, plan.downlink_bps[index]),
             ):
                 link.set_rate(float(rate), self.now)
-            self._announce(index)
+            self._announce(index, node.uplink, self._uplink_done)
+            self._announce(index, node.downlink, self._downlink_done)
             if node.request is not None:
                 self._step_device(index, dev.Replan(draft_length))
                 self._replan_server(node.request.sid, index)
@@ -225,9 +227,11 @@ class VirtualKernel:
     def _step_device(self, index: int, event: dev.DeviceEvent) -> None:
         node = self.devices[index]
         sid = node.state.sid
+        before = node.state.answer
         effects = node.step(event)
-        if node.request is not None and node.state.sid == sid and sid >= 0:
-            self._commit(sid, node.state.answer.tokens)
+        answer = node.state.answer
+        if answer is not before and node.request is not None and node.state.sid == sid >= 0:
+            self._commit(sid, answer.tokens)
         for effect in effects:
             match effect:
                 case dev.SendUp():
@@ -318,8 +322,8 @@ class VirtualKernel:
             record.draft_length = len(frame.tokens)
             bits += self.settings.priced_row_bits * len(frame.tokens)
         self.recorder.requests[frame.sid].uplink_bytes += size
-        node.uplink.push(Parcel(frame.sid, data), bits, self.now)
-        self._announce(index)
+        if node.uplink.push(Parcel(frame.sid, data), bits, self.now):
+            self._announce(index, node.uplink, self._uplink_done)
 
     def _send_down(self, server: int, frame: Frame) -> None:
         request = self.recorder.requests[frame.sid]
@@ -329,23 +333,21 @@ class VirtualKernel:
         if isinstance(frame, Token | Verdict):
             position = frame.position if isinstance(frame, Token) else frame.base
             self.recorder.round(frame.sid, position).downlink_bytes = size
-        self.devices[request.device].downlink.push(Parcel(frame.sid, data), 8.0 * size, self.now)
-        self._announce(request.device)
+        downlink = self.devices[request.device].downlink
+        if downlink.push(Parcel(frame.sid, data), 8.0 * size, self.now):
+            self._announce(request.device, downlink, self._downlink_done)
 
-    def _announce(self, index: int) -> None:
-        """Schedule the next finish of both links of a device."""
-        node = self.devices[index]
-        for link, deliver in (
-            (node.uplink, self._uplink_done),
-            (node.downlink, self._downlink_done),
-        ):
-            finish = link.next_finish()
-            if finish < math.inf:
-                self._at(finish, partial(deliver, index, link.version))
+    def _announce(
+        self, index: int, link: FluidLink[Parcel], deliver: Callable[[int, int], None]
+    ) -> None:
+        """Schedule the next finish of a link of a device."""
+        finish = link.next_finish()
+        if finish < math.inf:
+            self._at(finish, partial(deliver, index, link.version))
 
     def _one_way_s(self, device: int, sid: int) -> float:
         assert self.plan is not None, "frames travel under a plan"
-        server = self.owner.get(sid, int(self.plan.server[device]))
+        server = self.owner[sid] if sid in self.owner else int(self.plan.server[device])
         return self._scatter.path(self.servers[server].profile.rtt_s / 2)
 
     def _uplink_done(self, index: int, version: int) -> None:
@@ -356,19 +358,21 @@ class VirtualKernel:
         arrival = max(self.now + self._one_way_s(index, parcel.sid), node.last_arrival_s)
         node.last_arrival_s = arrival
         self._at(arrival, partial(self._arrive_up, index, parcel))
-        self._announce(index)
+        self._announce(index, node.uplink, self._uplink_done)
 
     def _arrive_up(self, index: int, parcel: Parcel) -> None:
         assert self.plan is not None, "frames travel under a plan"
         frame = decode(parcel.data, self._format)
         if frame.sid in self._closed:
             return
+        event = srv.Received(frame)
         if isinstance(frame, Open):
             self.owner[frame.sid] = int(self.plan.server[index])
             self.recorder.requests[frame.sid].upload_end_s = self.now
-        if isinstance(frame, Draft) and frame.tokens:
+            overlap = self.devices[index].overlap
+            event = srv.Received(frame, int(self.plan.draft_length[index]), overlap)
+        elif isinstance(frame, Draft) and frame.tokens:
             self.recorder.round(frame.sid, frame.base).uplink_end_s = self.now
-        event = srv.Received(frame, int(self.plan.draft_length[index]), self.devices[index].overlap)
         self._step_server(self.owner[frame.sid], event)
 
     def _downlink_done(self, index: int, version: int) -> None:
@@ -379,7 +383,7 @@ class VirtualKernel:
         delivery = max(self.now + self._one_way_s(index, parcel.sid), node.last_delivery_s)
         node.last_delivery_s = delivery
         self._at(delivery, partial(self._arrive_down, index, parcel))
-        self._announce(index)
+        self._announce(index, node.downlink, self._downlink_done)
 
     def _arrive_down(self, index: int, parcel: Parcel) -> None:
         frame = decode(parcel.data, self._format)

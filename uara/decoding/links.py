@@ -40,12 +40,14 @@ class FluidLink(Generic[Item]):
         """Compute the bits not served at `now`."""
         return max(0.0, self.backlog_bits - self._gained(now)) if self._queue else 0.0
 
-    def push(self, item: Item, bits: float, now: float) -> None:
-        """Queue an item of so many bits."""
-        if not self._queue:
+    def push(self, item: Item, bits: float, now: float) -> bool:
+        """Queue an item of so many bits; tell whether its service begins at once."""
+        is_first = not self._queue
+        if is_first:
             self._served_s = now
             self.version += 1
         self._queue.append((item, bits))
+        return is_first
 
     def set_rate(self, rate_bps: float, now: float) -> None:
         """Change the rate from `now` on."""

@@ -101,7 +101,7 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
     @property
     def context(self) -> tuple[int, ...]:
         """Prompt text, answer and tail."""
-        return (*self.text, *self.answer.tokens, *self.tail)
+        return self.text + self.answer.tokens + self.tail
 
     @property
     def position(self) -> int:
@@ -116,13 +116,14 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
     @property
     def drafted_to(self) -> int:
         """Position behind the tail."""
-        return self.position + len(self.tail)
+        return len(self.text) + len(self.answer.tokens) + len(self.tail)
 
     @property
     def room(self) -> int:
         """How many tokens may still be drafted."""
-        ends = bool(self.tail) and self.tail[-1] == self.answer.eos
-        return 0 if ends else self.answer.remaining - len(self.tail)
+        tail, answer = self.tail, self.answer
+        ends = tail[-1] == answer.eos if tail else False
+        return 0 if ends else answer.remaining - len(tail)
 
     @property
     def must_wait(self) -> bool:
@@ -141,8 +142,9 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_block_whole(self) -> bool:
         """Whether the block under way has all its tokens."""
-        drafted = self.drafted_to - self.block_start
-        return self.block_length > 0 and (drafted >= self.block_length or self.room == 0)
+        if self.block_length == 0:
+            return False
+        return self.drafted_to - self.block_start >= self.block_length or self.room == 0
 
 
 Step = tuple[ParallelDeviceState, tuple[DeviceEffect, ...]]

@@ -116,7 +116,11 @@ class Draws:
         return (number >> 11) * _UNIT
 
     def _decide(self, purpose: Purpose, position: int, index: int) -> float:
-        self.ledger.enter((purpose, position, self.epoch, index))
+        ledger = self.ledger
+        if ledger.is_checked:
+            ledger.enter((purpose, position, self.epoch, index))
+        else:
+            ledger.count += 1
         return self.uniform(purpose, position, index)
 
     def flip(self, purpose: Purpose, position: int, probability: float, index: int = 0) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
@@ -43,7 +43,7 @@ EMPTY_PAIRS = Pairs((), ())
 class Row(np.ndarray[tuple[int], np.dtype[np.float64]]):
     """A law over the vocabulary, (V,), that cannot be written to and has a memory."""
 
-    memory: dict[object, object] | None = None  # of arrays made from a row: none
+    memory: dict[object, Any] | None = None  # of arrays made from a row: none
 
     @classmethod
     def of(cls, law: Floats) -> Row:
@@ -64,10 +64,10 @@ def remembered(
         memory = law.memory if type(law) is Row else None
         if memory is None:
             return function(law, *args, **options)
-        key = (call, args)
+        key = (function, args)
         if key not in memory:
             memory[key] = function(law, *args, **options)
-        return cast("T", memory[key])
+        return memory[key]  # type: ignore[no-any-return]
 
     return call
 

@@ -19,8 +19,7 @@ from uara.decoding.row import EMPTY_PAIRS, Floats, Pairs, Row, outside, remember
 LATTICE = 2**24
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True, gc=False):
     """How logits become a law, on both ends alike.
 
     Attributes:

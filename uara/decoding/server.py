@@ -188,19 +188,13 @@ def step_server(state: ServerState, event: ServerEvent, now: float) -> ServerSte
 
     A frame that breaks the protocol ends its session with an `Error` frame.
     """
-    handlers: dict[type, Callable[..., ServerStep]] = {
-        Received: _received,
-        Arrived: _arrived,
-        Replan: _replan,
-        ForeignLoad: _foreign_load,
-        ForwardDone: _forward_done,
-        TailsDrawn: _tails_drawn,
-        KeptRowJudged: _kept_row_judged,
-    }
-    state, effects = handlers[type(event)](state, event, now)
-    if any(session.stage is Stage.JUDGE for session in state.sessions.values()):
-        # What a kept row is about to say may have to ride along.
+    state, effects = _HANDLERS[type(event)](state, event, now)
+    if state.batcher.running is not None:
         return state, effects
+    for session in state.sessions.values():
+        if session.stage is Stage.JUDGE:
+            # What a kept row is about to say may have to ride along.
+            return state, effects
     batcher, forward = compose(state.batcher, state.sessions, now)
     if forward is None:
         return state, effects
@@ -465,3 +459,14 @@ def _judge(session: Session, outcome: Outcome, started_s: float) -> tuple[Sessio
         queue_us=min(int((started_s - session.queued_s) * 1e6), NO_TOKEN),
     )
     return session, frame
+
+
+_HANDLERS: dict[type, Callable[..., ServerStep]] = {
+    Received: _received,
+    Arrived: _arrived,
+    Replan: _replan,
+    ForeignLoad: _foreign_load,
+    ForwardDone: _forward_done,
+    TailsDrawn: _tails_drawn,
+    KeptRowJudged: _kept_row_judged,
+}

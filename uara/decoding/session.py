@@ -60,7 +60,7 @@ class Session(msgspec.Struct, frozen=True, gc=False):
     @property
     def context(self) -> tuple[int, ...]:
         """Prompt text and answer."""
-        return (*self.text, *self.answer.tokens)
+        return self.text + self.answer.tokens
 
     @property
     def position(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,16 +58,15 @@ class TableModel:
 
     def laws(self, feeds: Sequence[Feed], samplings: Sequence[Sampling]) -> list[list[Floats]]:
         """Extend each context; return rows, which are made once."""
-        return [
-            [self._row(pair, sampling) for pair in _extend(feed)]
-            for feed, sampling in zip(feeds, samplings, strict=True)
-        ]
-
-    def _row(self, pair: tuple[int, int], sampling: Sampling) -> Row:
-        rows = self._rows.setdefault(sampling, {})
-        if pair not in rows:
-            rows[pair] = Row.of(warp(self.logits[pair], sampling))
-        return rows[pair]
+        outputs: list[list[Floats]] = []
+        for feed, sampling in zip(feeds, samplings, strict=True):
+            rows = self._rows.setdefault(sampling, {})
+            pairs = _extend(feed)
+            for pair in pairs:
+                if pair not in rows:
+                    rows[pair] = Row.of(warp(self.logits[pair], sampling))
+            outputs.append([rows[pair] for pair in pairs])
+        return outputs
 
 
 def _extend(feed: Feed) -> list[tuple[int, int]]:
@@ -75,4 +75,5 @@ def _extend(feed: Feed) -> list[tuple[int, int]]:
     tokens = feed.cache.tokens
     start = len(tokens) + feed.logits_from
     tokens.extend(feed.tokens)
-    return [(tokens[i - 1] if i else 0, tokens[i]) for i in range(start, len(tokens))]
+    seen = tokens[start - 1 :] if start else [0, *tokens]
+    return list(pairwise(seen))
