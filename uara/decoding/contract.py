@@ -111,18 +111,18 @@ class Contract:
     def sent(self, law: Floats, token: int) -> Pairs:
         """Return what goes up of the row that a token was drawn from."""
         match self.rule:
-            case RuleCode.IDS | RuleCode.GUMBEL:
-                return EMPTY_PAIRS
             case RuleCode.ID_PROB:
                 return Pairs((token,), (self._sent_probability(law, token),))
             case RuleCode.TOPK:
                 return top_pairs(law, self.top_k)
             case RuleCode.FULL:
                 return Pairs(range(len(law)), law)
+            case RuleCode.IDS | RuleCode.GUMBEL:
+                return EMPTY_PAIRS
 
     def _sent_probability(self, law: Floats, token: int) -> float:
         if self.probability_bits == 32:
-            return float(law[token])
+            return law.item(token)
         return float(round_up(law[[token]], self.probability_bits)[0])
 
     def verify(

@@ -234,10 +234,10 @@ class VirtualKernel:
             self._commit(sid, answer.tokens)
         for effect in effects:
             match effect:
-                case dev.SendUp():
-                    self._send_up(index, effect.frame)
                 case dev.DraftToken():
                     self._draft(index, effect)
+                case dev.SendUp():
+                    self._send_up(index, effect.frame)
                 case dev.Resolve():
                     self._resolve(index, effect)
                 case dev.Judged():

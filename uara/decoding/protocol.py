@@ -305,8 +305,10 @@ class Format:
             return b""
         if self.rule is RuleCode.TOPK:
             return b"".join([self.pack_pairs(row) for row in rows])
-        width = self.probability_bytes
-        return b"".join([_pack_probabilities(row.probabilities, width) for row in rows])
+        if self.rule is RuleCode.FULL:
+            return b"".join([_pack_probabilities(row.probabilities, 4) for row in rows])
+        own = [row.probabilities[0] for row in rows]
+        return _pack_probabilities(own, self.probability_bytes)
 
     def unpack_rows(self, data: bytes, tokens: tuple[int, ...]) -> tuple[Pairs, ...]:
         """Unpack the probabilities that go with `tokens`, one row per token.
@@ -393,23 +395,6 @@ def decode(data: bytes, form: Format | None = None) -> Frame:
 
 def _to_wire(frame: Frame, form: Format) -> _Wire:
     match frame:
-        case Open():
-            header = Open.LAYOUT.pack(
-                PROTOCOL_VERSION,
-                _rule_byte(frame),
-                frame.row_top_k,
-                frame.sid,
-                frame.vocab_size,
-                frame.text_tokens,
-                frame.max_new,
-                frame.tokenizer_hash,
-                frame.seed,
-                frame.temperature,
-                frame.top_k,
-                frame.top_p,
-                frame.eos,
-            )
-            return _Open(header, form.pack_ids(frame.prompt))
         case Draft():
             header = Draft.LAYOUT.pack(
                 frame.sid, frame.round, frame.epoch, frame.base, frame.correction
@@ -429,6 +414,23 @@ def _to_wire(frame: Frame, form: Format) -> _Wire:
                 frame.queue_us,
             )
             return _Verdict(header, form.pack_pairs(frame.top) + form.pack_pairs(frame.tails))
+        case Open():
+            header = Open.LAYOUT.pack(
+                PROTOCOL_VERSION,
+                _rule_byte(frame),
+                frame.row_top_k,
+                frame.sid,
+                frame.vocab_size,
+                frame.text_tokens,
+                frame.max_new,
+                frame.tokenizer_hash,
+                frame.seed,
+                frame.temperature,
+                frame.top_k,
+                frame.top_p,
+                frame.eos,
+            )
+            return _Open(header, form.pack_ids(frame.prompt))
         case NeedP():
             return _NeedP(NeedP.LAYOUT.pack(frame.sid, frame.epoch, frame.position, frame.drawn))
         case Tails():
@@ -446,15 +448,10 @@ def _to_wire(frame: Frame, form: Format) -> _Wire:
 
 
 def _from_wire(wire: _Wire, form: Format | None) -> Frame:
-    if isinstance(wire, _Open):
-        return _read_open(wire)
-    if isinstance(wire, _Close):
-        return Close(*Close.LAYOUT.unpack(wire.header))
-    if isinstance(wire, _Error):
-        (sid,) = Error.LAYOUT.unpack(wire.header)
-        return Error(sid, wire.text.decode())
     if form is None:
-        raise ProtocolError("a session begins with Open")
+        if not isinstance(wire, _Open):
+            raise ProtocolError("a session begins with Open")
+        return _read_open(wire)
     match wire:
         case _Draft() | _DraftPart():
             tokens = form.unpack_ids(wire.tokens)
@@ -480,6 +477,13 @@ def _from_wire(wire: _Wire, form: Format | None) -> Frame:
             if isinstance(wire, _ShadowToken):
                 (probability,) = _unpack_probabilities(wire.probability)
             return Token(sid, position, token, bool(device_turn), probability)
+        case _Open():
+            return _read_open(wire)
+        case _Close():
+            return Close(*Close.LAYOUT.unpack(wire.header))
+        case _Error():
+            (sid,) = Error.LAYOUT.unpack(wire.header)
+            return Error(sid, wire.text.decode())
 
 
 _PROBABILITY_BITS = (32, 16, 8)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cached_property
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,12 @@ from uara.decoding.row import stairs
 _pack_key = struct.Struct("<BIII").pack
 _unpack_digest = struct.Struct("<Q").unpack
 _UNIT = 2.0**-53
+
+
+@lru_cache(maxsize=4096)
+def _keyed_hash(seed: int) -> hashlib.blake2b:
+    """Make the hash with its key taken in, to be copied per draw."""
+    return hashlib.blake2b(key=struct.pack("<Q", seed), digest_size=8)
 
 
 class Purpose(IntEnum):
@@ -88,14 +94,9 @@ class Draws:
     epoch: int = 0
     ledger: Ledger = field(default_factory=Ledger)
 
-    @cached_property
-    def _keyed(self) -> hashlib.blake2b:
-        """The hash with its key taken in, to be copied per draw."""
-        return hashlib.blake2b(key=struct.pack("<Q", self.seed), digest_size=8)
-
     def in_epoch(self, epoch: int) -> Draws:
         """Return the choices of an epoch, with the same ledger."""
-        return self if epoch == self.epoch else replace(self, epoch=epoch)
+        return self if epoch == self.epoch else type(self)(self.seed, epoch, self.ledger)
 
     def ahead(self) -> Draws:
         """Return the choices of the next epoch, made before it is known whether it will come.
@@ -110,7 +111,7 @@ class Draws:
 
     def uniform(self, purpose: Purpose, position: int, index: int = 0) -> float:
         """Compute the number in [0, 1) of this key, a multiple of 2^-53."""
-        keyed = self._keyed.copy()
+        keyed = _keyed_hash(self.seed).copy()
         keyed.update(_pack_key(purpose, position, self.epoch, index))
         number: int = _unpack_digest(keyed.digest())[0]
         return (number >> 11) * _UNIT

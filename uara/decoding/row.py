@@ -40,10 +40,19 @@ class Pairs(msgspec.Struct, frozen=True, gc=False):
 EMPTY_PAIRS = Pairs((), ())
 
 
+class Stairs(NamedTuple):
+    """Cumulated weights, their total, and the last index of a positive weight."""
+
+    cumulated: list[float] | Floats
+    total: float
+    last: int
+
+
 class Row(np.ndarray[tuple[int], np.dtype[np.float64]]):
     """A law over the vocabulary, (V,), that cannot be written to and has a memory."""
 
     memory: dict[object, Any] | None = None  # of arrays made from a row: none
+    steps: Stairs | None = None
 
     @classmethod
     def of(cls, law: Floats) -> Row:
@@ -72,17 +81,16 @@ def remembered(
     return call
 
 
-class Stairs(NamedTuple):
-    """Cumulated weights, their total, and the last index of a positive weight."""
-
-    cumulated: list[float] | Floats
-    total: float
-    last: int
-
-
-@remembered
 def stairs(weights: Floats) -> Stairs:
-    """Cumulate weights for draws by inversion."""
+    """Cumulate weights for draws by inversion; a `Row` is cumulated once."""
+    if type(weights) is not Row:
+        return _cumulate(weights)
+    if weights.steps is None:
+        weights.steps = _cumulate(weights)
+    return weights.steps
+
+
+def _cumulate(weights: Floats) -> Stairs:
     cumulated = np.cumsum(weights)
     total = float(cumulated[-1])
     assert total > 0, "a draw needs a positive weight"
