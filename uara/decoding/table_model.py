@@ -31,6 +31,10 @@ class ContextCache:
         """Forget all but the first `length` tokens."""
         del self.tokens[length:]
 
+    def fork(self) -> ContextCache:
+        """Remember the same and go another way."""
+        return ContextCache(list(self.tokens))
+
 
 @dataclass
 class TableModel:
