@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.decode_speed import TableModel
 from uara.decoding.contract import Contract
 from uara.decoding.control import Plan
 from uara.decoding.exactness import check_greedy_exact
@@ -35,6 +34,7 @@ from uara.decoding.rules import GREEDY
 from uara.decoding.scenario import Request
 from uara.decoding.server_front import ServerFront, ServerLimits
 from uara.decoding.server_metrics import ServerMetrics
+from uara.decoding.table_model import TableModel
 from uara.decoding.wall_device import Dial, WallDevice
 from uara.decoding.wall_server import WallServer
 from uara.serving.machine import ForwardTime

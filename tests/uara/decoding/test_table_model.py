@@ -13,7 +13,7 @@ from uara.decoding.table_model import TableModel
 
 MODELS = {
     "table": TableModel(np.random.default_rng(0).normal(0, 1, (6, 6, 6))),
-    "bernoulli": BernoulliModel(0.7),
+    "bernoulli": BernoulliModel((0.7, 0.3)),
 }
 
 
