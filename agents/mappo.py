@@ -147,6 +147,7 @@ class MappoLearner:
                     observation=observation,
                     action=action,
                     log_prob=sample.log_prob,
+                    rank=sample.rank,
                     value=value,
                     final_value=final_value,
                     reward=self._slot_reward(state, step).to(self.device),
@@ -251,7 +252,7 @@ class MappoLearner:
         """
         config = self.config
         rows = keep_active(batch) if self.view == "device" else batch
-        log_prob, entropy = self.actor.evaluate(rows.observation, rows.action)
+        log_prob, entropy = self.actor.evaluate(rows.observation, rows.action, rows.rank)
         weight = rows.observation.active.to(log_prob.dtype)
         count = weight.sum().clamp_min(1)
 

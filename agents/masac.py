@@ -153,6 +153,11 @@ class MasacLearner:
                 "the control config leaves nothing to learn; set association, bandwidth, power or "
                 "draft_length to 'learned'"
             )
+        if config.network.coordination == "sequence":
+            raise UserError(
+                "learner masac takes exact expectations over each device's servers, which choices "
+                "in sequence do not have; set network.coordination to none or proposal"
+            )
         self.config = config
         self.env = env
         self.device = torch.device(device)

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from agents.heads import Beta, Categorical
 from envs.action import Action, Head
-from envs.observation import Observation, ObservationSchema, View
+from envs.observation import Observation, ObservationSchema, View, schema
+from uara.errors import UserError
 
 _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "relu": (F.relu, math.sqrt(2)),
@@ -30,6 +31,10 @@ _INITIAL_BANDWIDTH = (3.0, 3.0)  # Beta(4, 4): an equal split, exp(+-1) apart at
 _LENGTH_BIAS = 2.0  # logit of the initial draft length over its far neighbours
 
 
+NEWS_SCALE = 0.25  # of sums over the devices of a server, which are of the order of four
+_GAIN = [feature.name for feature in schema().pair].index("gain_db")
+
+
 class NetworkConfig(BaseModel):
     """Widths and initial preferences of actor and critic."""
 
@@ -37,6 +42,13 @@ class NetworkConfig(BaseModel):
 
     hidden: int = Field(64, gt=0, description="width of both layers of the actor and the critic")
     activation: Literal["relu", "tanh"] = Field("relu", description="after each LayerNorm")
+    coordination: Literal["none", "proposal", "sequence"] = Field(
+        "none",
+        description="what a device knows of the others' choices of this slot, against stampedes; "
+        "none: nothing; proposal: all propose servers, hear the proposals, then choose; sequence: "
+        "they choose one after the other in random order and hear the choices made so far. The "
+        "latter two need observation.view: network and a learned association",
+    )
     initial_stay_logit: float = Field(
         5.0,
         description="added to the logit of the server that serves the request now, then learned; "
@@ -76,6 +88,7 @@ class ActionSample:
 
     action: Action
     log_prob: Tensor  # (B, M) sum over the learned heads
+    rank: Tensor | None = None  # (B, M) long, turn of each device where they choose in sequence
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,17 @@ class Actor(nn.Module):
         self.others = make_linear(width, width, 1.0) if view == "network" else None
         self.layer = make_linear(width, width, gain)
         self.norm = nn.LayerNorm(width)
+        self.coordination = config.coordination
+        if config.coordination != "none":
+            if view != "network" or "server" not in heads:
+                raise UserError(
+                    f"network.coordination is {config.coordination}, which tells devices of each "
+                    "other's servers; set observation.view to network and association to learned, "
+                    "or coordination to none"
+                )
+            self.news_layer = make_linear(width, width, 1.0)
+            self.second_layer = make_linear(width, width, gain)
+            self.second_norm = nn.LayerNorm(width)
         if "server" in heads:
             self.server_head = make_linear(width, 1, 0.01)
             self.stay_logit = nn.Parameter(torch.tensor(config.initial_stay_logit))
@@ -196,7 +220,18 @@ class Actor(nn.Module):
             count = (present.sum(1, keepdim=True) - present).clamp_min(1)
             first = first + self.others((shown.sum(1, keepdim=True) - shown) / count)
         embedded: Tensor = self.activation(self.norm(self.layer(first)))
-        return embedded
+        if self.coordination != "proposal":
+            return embedded
+        logits = self.server_logits(observation, embedded)
+        proposal = Categorical.of(logits, observation.mask).log_prob_all.exp()
+        placed = _placed(proposal, embedded, observation)
+        return self._with_news(embedded, placed.sum(1, keepdim=True) - placed)
+
+    def _with_news(self, embedded: Tensor, news: Tensor) -> Tensor:
+        """Embed pairs anew with what is known of the others on each server, both (..., E, H)."""
+        total = embedded + self.news_layer(NEWS_SCALE * news)
+        again: Tensor = self.activation(self.second_norm(self.second_layer(total)))
+        return again
 
     def server_logits(self, observation: Observation, embedded: Tensor) -> Tensor:
         """Score the servers, (B, M, E), not masked."""
@@ -212,24 +247,36 @@ class Actor(nn.Module):
             generator: draws the action; None for the most likely choice and the mean of a share.
         """
         chosen: dict[str, Tensor] = {}
+        embedded = self.embed(observation)
+        rank = None
+        if self.coordination == "sequence":
+            rank = _turns(observation, generator)
+            chosen["server"] = self._choose_in_turn(observation, embedded, rank, generator)
 
         def pick(head: Head, law: Categorical | Beta) -> Tensor:
-            chosen[head] = law.mode() if generator is None else law.sample(generator)
+            if head not in chosen:
+                chosen[head] = law.mode() if generator is None else law.sample(generator)
             return chosen[head]
 
-        log_prob, _ = self._visit(observation, pick)
-        return ActionSample(Action(**chosen), log_prob)
+        log_prob, _ = self._visit(observation, embedded, rank, pick, chosen.get("server"))
+        return ActionSample(Action(**chosen), log_prob, rank)
 
     def evaluate(
-        self, observation: Observation, action: Action
+        self, observation: Observation, action: Action, rank: Tensor | None = None
     ) -> tuple[Tensor, dict[Head, Tensor]]:
-        """Compute the joint log-probability (B, M) of an action and the entropy of each head."""
+        """Compute the joint log-probability (B, M) of an action and the entropy of each head.
+
+        Args:
+            observation: B networks.
+            action: of all devices.
+            rank: (B, M) turns in which the servers were chosen, where in sequence.
+        """
 
         def pick(head: Head, law: Categorical | Beta) -> Tensor:
             value: Tensor = getattr(action, head)
             return value
 
-        return self._visit(observation, pick)
+        return self._visit(observation, self.embed(observation), rank, pick, action.server)
 
     def candidate_laws(self, observation: Observation) -> CandidateLaws:
         """Give the laws of all heads, of the later ones for each server that may be chosen."""
@@ -251,10 +298,18 @@ class Actor(nn.Module):
         )
 
     def _visit(
-        self, observation: Observation, pick: Callable[[Head, Categorical | Beta], Tensor]
+        self,
+        observation: Observation,
+        embedded: Tensor,
+        rank: Tensor | None,
+        pick: Callable[[Head, Categorical | Beta], Tensor],
+        servers: Tensor | None,
     ) -> tuple[Tensor, dict[Head, Tensor]]:
         """Walk the heads: servers first, then what is conditioned on the chosen server."""
-        embedded = self.embed(observation)
+        if self.coordination == "sequence":
+            assert rank is not None, "choices in sequence have turns"
+            assert servers is not None
+            embedded = self._with_news(embedded, self._heard(observation, embedded, servers, rank))
         log_probs: list[Tensor] = []
         entropy: dict[Head, Tensor] = {}
 
@@ -278,6 +333,40 @@ class Actor(nn.Module):
         if "draft_length" in self.heads:
             visit("draft_length", Categorical.of(self.draft_length_head(chosen)))
         return torch.stack(log_probs).sum(0), entropy
+
+    def _heard(
+        self, observation: Observation, embedded: Tensor, servers: Tensor, rank: Tensor
+    ) -> Tensor:
+        """Add up the pairs that were chosen before each device's turn, (B, M, E, H)."""
+        presence = F.one_hot(servers, embedded.shape[2]).to(embedded.dtype)
+        placed = _placed(presence, embedded, observation)
+        before = (rank.unsqueeze(1) < rank.unsqueeze(2)).to(embedded.dtype)  # (B, m, n)
+        return torch.bmm(before, placed.flatten(2)).view_as(embedded)
+
+    def _choose_in_turn(
+        self,
+        observation: Observation,
+        embedded: Tensor,
+        rank: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Choose servers (B, M) one device per network after the other; those without one, 0."""
+        servers = torch.zeros_like(rank)
+        rows = torch.arange(len(rank), device=rank.device)
+        news = torch.zeros_like(embedded[:, 0])
+        order = rank.argsort(1)
+        serving = observation.pair[..., self.serving_column]
+        for turn in range(int(observation.active.sum(1).max())):
+            device = order[:, turn]
+            own = embedded[rows, device]
+            logits = self.server_head(self._with_news(own, news)).squeeze(-1)
+            logits = logits + self.stay_logit * serving[rows, device]
+            law = Categorical.of(logits, observation.mask[rows, device])
+            choice = law.mode() if generator is None else law.sample(generator)
+            servers[rows, device] = choice
+            shown = observation.active[rows, device].unsqueeze(-1).to(own.dtype)
+            news[rows, choice] += own[rows, choice] * shown
+        return servers
 
     def _expected_pair(self, observation: Observation, embedded: Tensor) -> Tensor:
         """Average the pairs that a rule may choose, (B, M, H)."""
@@ -336,3 +425,25 @@ def _with_bias(layer: nn.Linear, bias: tuple[float, ...]) -> nn.Linear:
     with torch.no_grad():
         layer.bias.copy_(torch.tensor(bias))
     return layer
+
+
+def _placed(presence: Tensor, embedded: Tensor, observation: Observation) -> Tensor:
+    """Weigh pairs by how far their device is on the server, (B, M, E, H); idle ones count 0."""
+    active = observation.active.unsqueeze(-1).to(presence.dtype)
+    return (presence * active).unsqueeze(-1) * embedded
+
+
+def _turns(observation: Observation, generator: torch.Generator | None) -> Tensor:
+    """Draw the turn of each device, (B, M) long, those without a request last.
+
+    Without a generator those with the strongest link come first.
+    """
+    if generator is None:
+        gain = observation.pair[..., _GAIN].masked_fill(~observation.mask, -torch.inf)
+        key = -gain.amax(-1)
+    else:
+        key = torch.rand(
+            observation.active.shape, generator=generator, device=observation.active.device
+        )
+    key = key.masked_fill(~observation.active, torch.inf)
+    return key.argsort(dim=1, stable=True).argsort(dim=1)

@@ -28,6 +28,7 @@ class Transition:
     reward: Tensor  # (B, K)
     terminated: Tensor  # (B,) bool
     truncated: Tensor  # (B,) bool
+    rank: Tensor | None = None  # (B, M) long, turns of choices in sequence
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Rollout:
     reward: Tensor  # (T, B, K)
     terminated: Tensor  # (T, B) bool
     truncated: Tensor  # (T, B) bool
+    rank: Tensor | None = None  # (T, B, M) long
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Batch:
     advantage: Tensor  # (R, M) normalised
     target: Tensor  # (R, K) normalised value targets
     value: Tensor  # (R, K) normalised values at collection
+    rank: Tensor | None = None  # (R, M) long
 
     def select(self, rows: Tensor) -> Batch:
         """Take rows by index."""
@@ -64,6 +67,7 @@ class Batch:
             advantage=self.advantage[rows],
             target=self.target[rows],
             value=self.value[rows],
+            rank=None if self.rank is None else self.rank[rows],
         )
 
     def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -92,7 +96,7 @@ def stack(transitions: list[Transition]) -> Rollout:
     rest = {
         field.name: torch.stack([getattr(t, field.name) for t in transitions])
         for field in fields(Transition)
-        if field.name not in ("observation", "action")
+        if field.name not in ("observation", "action") and getattr(first, field.name) is not None
     }
     return Rollout(observation=observation, action=action, **rest)
 
@@ -119,6 +123,7 @@ def flatten(rollout: Rollout, advantage: Tensor, target: Tensor, normalised_valu
         advantage=rows(advantage),
         target=rows(target),
         value=rows(normalised_value),
+        rank=None if rollout.rank is None else rows(rollout.rank),
     )
 
 

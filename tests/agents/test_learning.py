@@ -15,7 +15,8 @@ from agents.on_policy import BanditConfig, EntropyConfig, IppoConfig, MappoConfi
 from agents.replay import ReplayConfig
 from agents.sb3 import Sb3PpoConfig
 from agents.sb3_sac import Sb3SacConfig
-from tests.agents.toys import Congestion, Split, Toy, TwoSlots
+from envs.observation import View
+from tests.agents.toys import Congestion, Split, Stampede, Toy, TwoSlots
 
 NETWORK = NetworkConfig(hidden=16, initial_stay_logit=0.0)
 CLIPPED: dict[str, Any] = {
@@ -50,9 +51,11 @@ MASAC = MasacConfig(
 )
 
 
-def _learned(config: LearnerConfig, toy: Toy, iterations: int) -> Callable[..., Any]:
+def _learned(
+    config: LearnerConfig, toy: Toy, iterations: int, view: View = "device"
+) -> Callable[..., Any]:
     """Train on a toy and return how it then chooses when nothing is drawn."""
-    learner = make_learner(config, toy, "device", 0)  # type: ignore[arg-type]
+    learner = make_learner(config, toy, view, 0)  # type: ignore[arg-type]
     learner.start()
     for _ in range(iterations):
         learner.collect()
@@ -127,6 +130,19 @@ def test_split_of_a_band_is_that_of_the_closed_form(config: LearnerConfig, itera
     lost = toy.optimum() - toy.play(_learned(config, toy, iterations))
     equal = toy.optimum() - 0.0  # an equal split pays 2 - 20 / 10
     assert 0 <= lost < 0.15 * equal
+
+
+@pytest.mark.parametrize(
+    ("coordination", "best"), [("none", -1.0), ("proposal", -1.0), ("sequence", 0.0)]
+)
+def test_devices_that_look_alike_stampede_unless_they_choose_in_sequence(
+    coordination: str, best: float
+) -> None:
+    network = NETWORK.model_copy(update={"coordination": coordination})
+    config = MAPPO.model_copy(update={"network": network})
+    toy = Stampede()
+    # What is alike proposes alike: only turns tell the two apart where nothing is drawn.
+    assert toy.play(_learned(config, toy, 10, "network")) == pytest.approx(best)
 
 
 @pytest.mark.parametrize(

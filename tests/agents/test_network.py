@@ -12,6 +12,7 @@ from agents.network import Actor, Critic, FeatureSizes, NetworkConfig
 from agents.policy import build_actor
 from envs.action import Action, ControlConfig
 from envs.observation import Observation, View, schema
+from uara.errors import UserError
 
 MakeObservation = Callable[..., Observation]
 HEADS = ("server", "bandwidth", "power", "draft_length")
@@ -64,7 +65,7 @@ def test_the_value_does_not_depend_on_the_order_of_devices_and_servers(
     torch.testing.assert_close(after, before if kind == "network" else before[:, devices])
 
 
-@pytest.mark.parametrize(("devices", "servers"), [(1, 1), (2, 5), (40, 3)])
+@pytest.mark.parametrize(("devices", "servers"), [(1, 1), (2, 5), (50, 3)])
 def test_the_same_weights_serve_any_number_of_devices_and_servers(
     actor: Actor, make_observation: MakeObservation, devices: int, servers: int
 ) -> None:
@@ -141,3 +142,69 @@ def test_an_untrained_policy_stays_where_it_is_served_at_near_full_power_and_fou
     assert (action.power > 0.9).all()
     torch.testing.assert_close(action.bandwidth, torch.full((50, 4), 0.5), atol=0.05, rtol=0)
     assert (action.draft_length == 4).all()
+
+
+def _coordinated(name: str, control: ControlConfig) -> Actor:
+    torch.manual_seed(0)
+    network = NetworkConfig(hidden=16, coordination=name, initial_stay_logit=0.0)  # type: ignore[arg-type]
+    actor = build_actor(network, control, "network", 8)
+    torch.nn.init.normal_(actor.server_head.weight)  # far from indifferent
+    return actor
+
+
+@pytest.mark.parametrize("name", ["proposal", "sequence"])
+def test_coordinated_choices_have_the_probability_they_were_drawn_with(
+    every_head: ControlConfig, make_observation: MakeObservation, name: str
+) -> None:
+    actor, observation = _coordinated(name, every_head), make_observation(3, 5, 4)
+    sample = actor.act(observation, torch.Generator().manual_seed(0))
+    again, entropy = actor.evaluate(observation, sample.action, sample.rank)
+    torch.testing.assert_close(again, sample.log_prob)
+    assert set(entropy) == set(HEADS)
+    assert (sample.rank is not None) == (name == "sequence")
+
+
+def test_in_sequence_each_device_hears_those_before_it_and_none_behind(
+    every_head: ControlConfig, make_observation: MakeObservation
+) -> None:
+    actor, observation = _coordinated("sequence", every_head), make_observation(1, 4, 3)
+    observation.active[:] = True
+    observation.mask[:] = True
+    rank = torch.tensor([[2, 0, 3, 1]])
+    servers = torch.tensor([[0, 1, 2, 0]])
+    embedded = actor.embed(observation)
+    heard = actor._heard(observation, embedded, servers, rank)
+    for device in range(4):
+        by_hand = torch.zeros(3, 16)
+        for other in range(4):
+            if rank[0, other] < rank[0, device]:
+                by_hand[servers[0, other]] += embedded[0, other, servers[0, other]]
+        torch.testing.assert_close(heard[0, device], by_hand)
+    # Choosing turn by turn, most likely first, is what the parallel law calls most likely.
+    chosen = actor._choose_in_turn(observation, embedded, rank, None)
+    news = actor._heard(observation, embedded, chosen, rank)
+    logits = actor.server_logits(observation, actor._with_news(embedded, news))
+    assert torch.equal(chosen, logits.argmax(-1))
+
+
+def test_coordination_does_not_depend_on_the_names_of_devices(
+    every_head: ControlConfig, make_observation: MakeObservation
+) -> None:
+    observation = make_observation(3, 5, 4)
+    devices, servers = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 3, 1, 0])
+    for name in ("proposal", "sequence"):
+        actor = _coordinated(name, every_head)
+        before = actor.act(observation, None).log_prob
+        after = actor.act(_permuted(observation, devices, servers), None).log_prob
+        active = observation.active
+        torch.testing.assert_close(
+            after[active[:, devices]], before[:, devices][active[:, devices]]
+        )
+
+
+def test_coordination_without_the_view_of_the_network_is_refused(
+    every_head: ControlConfig,
+) -> None:
+    network = NetworkConfig(coordination="sequence")
+    with pytest.raises(UserError, match=r"set observation\.view to network"):
+        build_actor(network, every_head, "device", 8)

@@ -49,7 +49,7 @@ def _batch() -> Batch:
     return flatten(rollout, advantage, rollout.reward, rollout.value)
 
 
-def test_rows_and_minibatches_keep_the_cells_of_one_network_and_slot_together() -> None:
+def test_cells_paired_with_another_network_or_slot_are_a_bug() -> None:
     batch = _batch()
     parts = list(batch.minibatches(5, torch.Generator().manual_seed(0)))
     for part in parts:

@@ -170,6 +170,10 @@ class Stampede(Toy):
 
     num_devices = 2
 
+    def show(self, device: Tensor, pair: Tensor, server: Tensor) -> None:
+        """Write what is observed: the same of everybody."""
+        device[..., 0] = 1.0
+
     def reward(self, action: Action) -> Tensor:
         """Pay for a slot, (B,)."""
         assert action.server is not None
