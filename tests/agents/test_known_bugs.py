@@ -3,9 +3,9 @@
 Here stand those without a better place. The others: cells paired with another network
 (test_rollout.py, test_replay.py), normalised advantages that depend on the unit of the reward
 (test_value_norm.py), resume that forgets something (test_killed_training.py), the seed test of one
-step (tests/envs/test_parallel.py), targets that begin apart from critics, policy delay and a warm-up
-of half of the space (test_masac.py), one size of network per number of devices (test_network.py),
-masks that make entropies infinite (test_heads.py).
+step (tests/envs/test_parallel.py), targets apart from critics at the start, policy delay and a
+warm-up of half of the space (test_masac.py), one size of network per number of devices
+(test_network.py), masks that make entropies infinite (test_heads.py).
 """
 
 from __future__ import annotations
