@@ -261,8 +261,10 @@ def measure(seconds: float, num_phones: int, groups: int, rate: float) -> dict[s
         "refused_requests": sum(load.refused for load in loads),
         "resident_mb": [value / 1e6 for value in memory],
         "memory_growth_percent": 100 * (memory[1] / memory[0] - 1),
-        "share_of_takes_above_5_ms": share_above(readings[0], readings[-1], "take", "0.005"),
-        "share_of_settles_above_5_ms": share_above(readings[0], readings[-1], "settle", "0.005"),
+        "share_above_5_ms": {
+            name: share_above(readings[0], readings[-1], name, "0.005")
+            for name in ("take", "settle", "take_busy", "settle_busy")
+        },
         "without_token": refusal,
         "strangers": thrown,
         "load_average": os.getloadavg()[0],

@@ -293,19 +293,34 @@ def decode(
     records: Annotated[Path, typer.Option(help="folder of records and timeline")] = Path(
         "runs/decode"
     ),
+    kernel: Annotated[
+        str, typer.Option(help="virtual, or wall: once more in real processes on loopback")
+    ] = "virtual",
     json_file: Json = None,
 ) -> None:
     """Drive real draft/verify runs of language models with controllers or a policy."""
     from experiments.comparison import decode_with
     from experiments.tables import decode_table
 
+    if kernel not in ("virtual", "wall"):
+        raise UserError(f"kernel '{kernel}' is unknown; allowed: virtual, wall")
     task = load_any(config, overrides)
+    told: list[str] = []
     with Bar("runs") as bar:
         rows, check = decode_with(
-            task, policy, controller, draft=draft, target=target, folder=records, progress=bar
+            task,
+            policy,
+            controller,
+            draft=draft,
+            target=target,
+            folder=records,
+            on_wall=(lambda row, wall: told.append(f"{row.controller}: {wall.sentence()}"))
+            if kernel == "wall"
+            else None,
+            progress=bar,
         )
     console.print(decode_table(rows, task.name))
-    console.print(check.sentence())
+    console.print(check.sentence(), *told, sep="\n")
     console.print(f"records and timeline: {records}")
     rows_json: list[object] = [
         *(row.as_json() for row in rows),

@@ -16,9 +16,16 @@ from experiments.evaluation import (
     load_bank,
 )
 from experiments.pair.acceptance import measure_acceptance
+from experiments.wall import WallCheck, play_again
 from uara.control.registry import make_controller, read_name
 from uara.decoding.exactness import ExactCheck
-from uara.decoding.models import ModelPair, load_pair, load_prompts, shipped_pair
+from uara.decoding.models import (
+    SHIPPED_PAIR_FOLDER,
+    ModelPair,
+    load_pair,
+    load_prompts,
+    shipped_pair,
+)
 from uara.decoding.records import write_jsonl
 from uara.decoding.refusals import check_supported
 from uara.errors import UserError
@@ -107,6 +114,7 @@ def decode_with(
     draft: Source | None = None,
     target: Source | None = None,
     prompts: Path = SHIPPED_PROMPTS,
+    on_wall: Callable[[DecodeRow, WallCheck], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[DecodeRow], ExactCheck]:
     """Drive real runs with a policy and rules; write records and a timeline per controller.
@@ -121,6 +129,8 @@ def decode_with(
         draft: folder of another draft model, or `hub:OWNER/NAME`.
         target: folder of another target model, or `hub:OWNER/NAME`.
         prompts: decode set.
+        on_wall: if given, every run is played again in real processes, and this is told how it
+            compares.
         progress: called with runs done and in all.
 
     Raises:
@@ -157,10 +167,19 @@ def decode_with(
             title=f"{row.controller}: real draft/verify rounds",
         )
         write_png(figure, stem.with_name(f"{stem.name}-timeline.png"))
-    check = setup.check_greedy(controllers[0])
+        if on_wall is not None:
+            check = play_again(
+                setup,
+                row.result,
+                draft=draft or SHIPPED_PAIR_FOLDER / "draft",
+                target=target or SHIPPED_PAIR_FOLDER / "target",
+            )
+            write_jsonl(stem.with_name(f"{stem.name}-wall-requests.jsonl"), check.wall.requests)
+            on_wall(row, check)
+    exact = setup.check_greedy(controllers[0])
     if progress is not None:
         progress(len(controllers) + 1, len(controllers) + 1)
-    return rows, check
+    return rows, exact
 
 
 def _check_mode(name: str, task: TaskConfig) -> None:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
@@ -23,11 +23,16 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from experiments.decode import DecodeSetup
 from experiments.wall_worker import DeviceJob, DeviceReport, SlotOfDevice
+from uara.decoding.control import WIRE_MODES
 from uara.decoding.nodes import KernelSettings
 from uara.decoding.records import RequestRecord
+from uara.decoding.run import DecodingConfig, DecodingResult, kernel_settings
 from uara.decoding.scenario import DeviceProfile, Request, SlotPlan
+from uara.decoding.state_view import device_profiles
 from uara.errors import UserError
+from uara.serving.hardware import get_rack
 
 START_S = 180.0
 LEAD_S = 0.5
@@ -141,6 +146,74 @@ def compare_clocks(
     ]
 
 
+@dataclass(frozen=True)
+class WallCheck:
+    """A run on the wall clock beside the same one on the virtual clock."""
+
+    differences: list[ClockDifference]
+    wall: WallResult
+
+    def sentence(self) -> str:
+        """Say in one line how far both clocks agree."""
+        count = len(self.differences)
+        equal = sum(difference.is_equal for difference in self.differences)
+        close = sum(difference.is_close for difference in self.differences)
+        ratios = [d.wall_e2e_s / d.virtual_e2e_s for d in self.differences]
+        errors = residual_summary(self.wall.residuals_s)
+        return (
+            f"wall clock against virtual clock: {equal} of {count} answers equal, E2E of {close} "
+            f"within max(5 %, 3 ms), wall over virtual {min(ratios):.3f} to {max(ratios):.3f}; "
+            f"{errors['frames']} shaped frames late by {errors['median_ms']:.3f} ms (median), "
+            f"{errors['p99_ms']:.3f} ms (p99); {self.wall.late_drafts} draft steps late; load "
+            f"{self.wall.load:.1f}"
+        )
+
+
+def play_again(
+    setup: DecodeSetup,
+    result: DecodingResult,
+    *,
+    draft: Path | str,
+    target: Path | str,
+) -> WallCheck:
+    """Play a task's run in real processes, under the plans of the virtual one.
+
+    A request stays with the server of its first slot.
+
+    Args:
+        setup: of the run.
+        result: what the virtual clock gave.
+        draft: folder of the draft model.
+        target: folder of the target model.
+
+    Raises:
+        UserError: if the task's mode does not use a server.
+    """
+    world = setup.task.world
+    config = DecodingConfig(temperature=setup.acceptance.temperature, seed=setup.task.decode.seed)
+    settings = kernel_settings(setup.pair, world, setup.physics, config)
+    mode = "sd" if settings.mode == "server_ar" else settings.mode
+    if mode not in WIRE_MODES:
+        raise UserError(
+            f"mode '{mode}' has no sockets; allowed with --kernel wall: server_ar, "
+            f"{', '.join(WIRE_MODES)}"
+        )
+    servers = [
+        WallServerSpec(name, get_rack(name).kv_capacity_tokens, world.rtt_s)
+        for name in world.servers
+    ]
+    wall = run_on_wall(
+        setup.requests,
+        result.plans,
+        servers,
+        device_profiles(world, setup.task.bank.num_devices, config.read_token_s),
+        replace(settings, mode=mode),
+        draft=draft,
+        target=target,
+    )
+    return WallCheck(compare_clocks(result.requests, wall.requests), wall)
+
+
 def _job(
     index: int,
     requests: list[Request],
@@ -166,6 +239,7 @@ def _job(
         top_k=contract.top_k,
         tail_draws=contract.tail_draws,
         probability_bits=contract.probability_bits,
+        is_lossy=contract.is_lossy,
         requests=sorted(requests, key=lambda request: request.arrival_s),
         seeds=[
             settings.session_seed(request.sid)

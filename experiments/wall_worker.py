@@ -64,6 +64,7 @@ class DeviceJob(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int
     tail_draws: int
     probability_bits: int
+    is_lossy: bool
     requests: list[Request]
     seeds: list[int]
     slots: list[SlotOfDevice]
@@ -83,6 +84,7 @@ class DeviceJob(msgspec.Struct, frozen=True, kw_only=True):
             self.top_k,
             self.tail_draws,
             self.probability_bits,
+            self.is_lossy,
         )
 
 

@@ -183,7 +183,15 @@ COMMANDS = {
         "--radio-map",
         "--workers",
     ],
-    "decode": ["--controller", "--draft", "--json", "--policy", "--records", "--target"],
+    "decode": [
+        "--controller",
+        "--draft",
+        "--json",
+        "--kernel",
+        "--policy",
+        "--records",
+        "--target",
+    ],
     "device": [
         "--authority",
         "--count",

@@ -87,6 +87,7 @@ class VirtualKernel:
         self.recorder = Recorder(settings.keeps_rounds)
         self.owner: dict[int, int] = {}
         self.plan: SlotPlan | None = None
+        self.plans: list[SlotPlan] = []
         self.now = 0.0
         self.slot = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -158,6 +159,7 @@ class VirtualKernel:
                 starting.append(index)
         plan = self.planner.plan(self.now, self)
         self.plan = plan
+        self.plans.append(plan)
         for index, node in enumerate(self.devices):
             draft_length = int(plan.draft_length[index])
             for link, rate in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,7 @@ from uara.decoding.randomness import derive_seed
 from uara.decoding.records import RequestRecord, RoundRecord
 from uara.decoding.refusals import check_supported
 from uara.decoding.rules import GREEDY, Sampling
-from uara.decoding.scenario import ForeignArrival, Request
+from uara.decoding.scenario import ForeignArrival, Request, SlotPlan
 from uara.decoding.state_view import (
     ControllerPlanner,
     GainView,
@@ -88,6 +88,7 @@ class DecodingResult:
         server_busy: per server, the share of the run's time spent computing.
         duration_s: of the run, on the virtual clock.
         is_lossy: whether residuals were cut, so that the tokens' law is not the target's.
+        plans: of each slot.
     """
 
     requests: list[RequestRecord]
@@ -97,6 +98,7 @@ class DecodingResult:
     server_busy: list[float]
     duration_s: float
     is_lossy: bool = False
+    plans: list[SlotPlan] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Compute means over requests, and ratios of sums over the run."""
@@ -189,7 +191,7 @@ def run_decoding(
         profiles,
         requests,
         planner,
-        _settings(pair, world, physics, config),
+        kernel_settings(pair, world, physics, config),
         foreign,
     )
     recorder = kernel.run()
@@ -201,6 +203,7 @@ def run_decoding(
         server_busy=[min(_ratio(node.busy_s, kernel.now), 1.0) for node in kernel.servers],
         duration_s=kernel.now,
         is_lossy=physics.codec.is_lossy,
+        plans=kernel.plans,
     )
 
 
@@ -221,9 +224,10 @@ def _planner(
     return Fallback(planner, config.fallback, physics.config.mode, physics.config.window)
 
 
-def _settings(
+def kernel_settings(
     pair: ModelPair, world: WorldConfig, physics: Physics, config: DecodingConfig
 ) -> KernelSettings:
+    """Say what a run of a world needs besides models, requests and plans."""
     codec = physics.codec
     is_greedy = codec.rule == "greedy" or config.temperature == 0
     contract = Contract(

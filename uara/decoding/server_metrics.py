@@ -21,6 +21,8 @@ _HELP = {
     "take": "from a frame's arrival to its being queued",
     "forward": "forward passes",
     "settle": "hand-over to and from the worker thread, and writing of what a forward decided",
+    "take_busy": "of `take`, the processor time of the event loop",
+    "settle_busy": "of `settle`, the processor time of the event loop",
 }
 
 

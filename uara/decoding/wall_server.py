@@ -74,7 +74,7 @@ class WallServer:
             drain_s: given to open requests when the server stops.
             pace: times of forwards; None: as fast as this machine is.
             overhead_bytes: priced with every frame on shaped links.
-            observe: takes the name of a duration (`take`, `forward`, `settle`) and seconds.
+            observe: takes the name of a duration and seconds; see `server_metrics`.
         """
         self.front = front
         self._verifier = verifier
@@ -149,10 +149,11 @@ class WallServer:
                 data = await read_frame(reader, self._max_frame_bytes)
                 if data is None:
                     break
-                begun = time.monotonic()
+                begun, busy = time.monotonic(), time.thread_time()
                 self._obey(self.front.receive(number, data, begun))
                 if not is_control(data):
                     self._observe("take", time.monotonic() - begun)
+                    self._observe("take_busy", time.thread_time() - busy)
         except ProtocolError as error:
             self._obey(self.front.drop(number, str(error)))
         finally:
@@ -226,9 +227,11 @@ class WallServer:
             self.late_forwards += time.monotonic() > deadline + LATE_S
             await until(deadline)
             ended = time.monotonic()
+        busy = time.thread_time()
         self._obey(self.front.forward_done(outcomes, time.monotonic()))
         if forward.works:
             self._observe("settle", started - begun + time.monotonic() - ended)
+            self._observe("settle_busy", time.thread_time() - busy)
 
     def _compute(self, forward: Forward) -> tuple[tuple[Outcome | None, ...], float, float]:
         started = time.monotonic()
