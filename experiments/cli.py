@@ -424,6 +424,9 @@ def pair_calibrate(
     times_only: Annotated[
         bool, typer.Option("--times-only", help="leave the acceptance out")
     ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(help="measure acceptance along texts; file of traces for worlds")
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Measure a pair: its acceptance on held-out prompts, and how long it takes on this machine."""
@@ -435,6 +438,7 @@ def pair_calibrate(
         check_free,
         pass_sizes,
     )
+    from experiments.pair.trace_tables import trace_prompts
     from experiments.tables import fit_table
 
     config = from_overrides(MachineTimesConfig, overrides or [])
@@ -443,6 +447,11 @@ def pair_calibrate(
         raise UserError("--json takes the acceptance, which --times-only leaves out; drop one")
     models = open_pair(draft, target)
     pass_sizes(config, models.context_tokens)  # said before the long measurement, not behind it
+    if traces is not None:
+        check_free(traces, overwrite=overwrite)
+        for rows in trace_prompts(models, prompts, temperature, traces):
+            console.print(rows)
+        console.print(f"traces: {traces}")
     if not times_only:
         table = calibrate(draft, target, prompts, temperature)
         console.print_json(data=table)

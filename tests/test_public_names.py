@@ -226,6 +226,7 @@ COMMANDS = {
         "--target",
         "--temperature",
         "--times-only",
+        "--traces",
     ],
     "pair train": ["--out"],
     "plan": ["--draft", "--drops", "--execute", "--gantt", "--json", "--target"],

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import betaln
+from scipy.stats import beta
 from torch import Tensor
 
 from experiments.pair.acceptance import PHOTO_STANDS_FOR, sample_continuations
@@ -28,6 +29,7 @@ Floats = NDArray[np.float64]
 MAX_DRAFT_LENGTH = 8
 _BATCH = 16
 _NO_END = -1
+_LEVELS = 32
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,7 @@ class BetaGeometric:
 
     def tau(self, draft_length: int, length: int) -> float:
         """Compute tau for texts of `length` tokens, over quantiles of the law."""
-        from scipy.stats import beta
-
-        levels = beta.ppf((np.arange(64) + 0.5) / 64, self.a, self.b)
+        levels = beta.ppf((np.arange(_LEVELS) + 0.5) / _LEVELS, self.a, self.b)
         rounds = [verifications(np.full(length, level), draft_length) for level in levels]
         return (length - 1) / float(np.mean(rounds))
 
@@ -329,7 +329,7 @@ def summary(traces: Sequence[Trace]) -> dict[str, Any]:
 
 def trace_file(pair: str, traces: Sequence[Trace], temperature: float) -> dict[str, Any]:
     """Make the content of a trace file, which worlds read (`requests.acceptance.kind: trace`)."""
-    by_task = {
+    by_task: dict[str, list[list[float]]] = {
         task: [trace.rate.round(4).tolist() for trace in traces if trace.task == task]
         for task in TEXT_TASKS
     }
