@@ -40,6 +40,7 @@ from uara.decoding.protocol import (
 )
 
 MachineState = DeviceState | ParallelDeviceState
+_PLAIN = Format(RuleCode.IDS, 1, 0)  # of errors that belong to no session
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class DeviceFront:
             if is_control(data):
                 self._control(decode_control(data))
             elif self.welcome is None:
-                self._refused(decode(data))
+                self._refused(decode(data, _PLAIN))
             elif self.state is not None:
                 self._frame(decode(data, self._form))
         except ProtocolError as error:
