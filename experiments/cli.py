@@ -463,6 +463,33 @@ def pair_calibrate(
     console.print(f"machine: {machine}")
 
 
+@pair.command("branches")
+def pair_branches(
+    draft: DraftModel = None,
+    target: TargetModel = None,
+    prompts: Annotated[Path | None, typer.Option(help="decode set (JSONL)")] = None,
+    temperature: Annotated[float, typer.Option(min=0.01, help="served temperature")] = 0.7,
+    tokens: Annotated[int, typer.Option(min=1, help="longest text per prompt")] = 96,
+    json_file: Json = None,
+) -> None:
+    """Measure how often corrections are guessed, and what a branch adds to a draft step."""
+    from experiments.comparison import SHIPPED_PROMPTS, open_pair
+    from experiments.pair.branches import measure_branches
+    from experiments.tables import branch_table
+    from uara.decoding.models import load_prompts
+
+    found = measure_branches(
+        open_pair(draft, target), load_prompts(prompts or SHIPPED_PROMPTS), temperature, tokens
+    )
+    console.print(branch_table(found))
+    console.print(
+        f"a branch adds to a draft step: {found['this_machine']['share']:.3f} on this machine; by "
+        "roofline " + ", ".join(f"{name} {share}" for name, share in found["phones"].items())
+    )
+    if json_file is not None:
+        write_json(json_file, found)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     torch.set_num_threads(1)

@@ -69,6 +69,21 @@ def fit_table(fits: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def branch_table(found: Mapping[str, Any]) -> Table:
+    """Show how often the token after a rejection is guessed, per rule and task."""
+    table = Table(title=f"corrections guessed, temperature {found['temperature']}")
+    for name in ("rule", "task"):
+        table.add_column(name)
+    for count in found["guesses"]:
+        table.add_column(f"m = {count}", justify="right")
+    table.add_column("m = 3, by token of a block")
+    for rule, tasks in found["hit_rates"].items():
+        for task, rates in tasks.items():
+            placed = " ".join(f"{rate:.2f}" for rate in rates["by_position"])
+            table.add_row(rule, task, *(f"{rate:.3f}" for rate in rates["by_guesses"]), placed)
+    return table
+
+
 def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Show evaluation rows: E2E with its interval, paired difference, the other means."""
     table = Table(title=f"{title}: frozen episodes, mean [95 % interval]")

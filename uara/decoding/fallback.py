@@ -2,23 +2,24 @@
 
 A request begins with the server decoding alone, which shows what drafts would be worth; it
 speculates once a lower confidence bound of acceptance promises a gain, and stops when it does not.
+Draft lengths follow the request's own acceptance and the device's round trips and draft steps as
+they were measured. While the server is alone it shows on what drafts would be worth, so that no
+speculation has to probe.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from uara.decoding.estimates import RunningAcceptance
 from uara.decoding.kernel import DeviceNode, Planner, VirtualKernel
 from uara.decoding.scenario import SlotPlan
 from uara.errors import UserError
 from uara.serving.modes import MODES, RoundParts
-
-NO_PRIOR_VARIANCE = 0.25  # of one test, at most
 
 
 class FallbackConfig(BaseModel):
@@ -29,6 +30,11 @@ class FallbackConfig(BaseModel):
     min_tokens: int = Field(12, gt=0, description="tokens compared before the first speculation")
     confidence: float = Field(
         2.0, ge=0, description="standard errors that the bound lies below the mean acceptance"
+    )
+    memory_tokens: float = Field(
+        64.0,
+        gt=0,
+        description="a token counts less by a factor of e after so many more",
     )
     margin: float = Field(
         1.05, gt=0, description="predicted gain over server decoding that is asked for"
@@ -66,6 +72,8 @@ class Fallback:
         self._config = config
         self._mode = MODES[mode]
         self._window = window
+        self._seen: dict[int, RunningAcceptance] = {}
+        self._best: dict[tuple[float, float, float, float], int] = {}
 
     def plan(self, now: float, kernel: VirtualKernel) -> SlotPlan:
         """Return the other's plan with draft lengths of the estimates."""
@@ -78,27 +86,51 @@ class Fallback:
         planned = int(plan.draft_length[index])
         if node.request is None:
             return planned
-        record = kernel.recorder.requests[node.request.sid]
-        alpha, count = lower_acceptance(
-            node, record.accepted, record.tested, self._config.confidence
-        )
-        if count < self._config.min_tokens:
+        acceptance = self._acceptance(node, kernel)
+        if acceptance.count < self._config.min_tokens:
             return 0 if self._config.starts_alone else planned
-        return self._best_length(alpha, index, plan, kernel)
-
-    def _best_length(self, alpha: float, index: int, plan: SlotPlan, kernel: VirtualKernel) -> int:
-        """Find the draft length of the highest predicted speed; 0 if it does not pay."""
         server = kernel.servers[int(plan.server[index])].profile
+        rtt_s = server.rtt_s if node.times.rtt_s is None else node.times.rtt_s
+        alpha = acceptance.lower(self._config.confidence)
+        return self._best_length(
+            round(alpha, 2),
+            # Rounded, so that few are worked out.
+            round(rtt_s, 3),
+            round(node.times.draft_s or node.profile.draft_time_s, 3),
+            server.forward(1.0, 1.0, 0.0),
+        )
+
+    def _acceptance(self, node: DeviceNode, kernel: VirtualKernel) -> RunningAcceptance:
+        """Bring the estimate of a device's request up to what has been tested and compared."""
+        assert node.request is not None, "an estimate belongs to a request"
+        sid = node.request.sid
+        if sid not in self._seen:
+            self._seen[sid] = RunningAcceptance(self._config.memory_tokens)
+        record, shadow = kernel.recorder.requests[sid], node.shadow
+        count, total, squares = record.tested, float(record.accepted), float(record.accepted)
+        if shadow is not None:
+            count, total = count + shadow.count, total + shadow.total
+            squares += shadow.squares
+        self._seen[sid].update(count, total, squares)
+        return self._seen[sid]
+
+    def _best_length(self, alpha: float, rtt_s: float, draft_s: float, forward_s: float) -> int:
+        """Find the draft length of the highest predicted speed; 0 if it does not pay."""
+        key = (alpha, rtt_s, draft_s, forward_s)
+        if key not in self._best:
+            self._best[key] = self._find_best(*key)
+        return self._best[key]
+
+    def _find_best(self, alpha: float, rtt_s: float, draft_s: float, forward_s: float) -> int:
         gamma = torch.arange(1.0, self._config.max_draft_length + 1)
         zero = torch.zeros_like(gamma)
-        forward_s = server.forward(1.0, 1.0, 0.0)
         parts = RoundParts(
-            draft_s=gamma * kernel.devices[index].profile.draft_time_s,
+            draft_s=gamma * draft_s,
             uplink_s=zero,
             wait_s=zero,
             verify_s=zero + forward_s,
             downlink_s=zero,
-            rtt_s=zero + server.rtt_s,
+            rtt_s=zero + rtt_s,
             alpha=zero + alpha,
             gamma=gamma,
             window=self._window,
@@ -107,29 +139,3 @@ class Fallback:
         gain = forward_s * tokens / self._mode.round_time_s(parts)
         best = int(gain.argmax())
         return best + 1 if float(gain[best]) >= self._config.margin else 0
-
-
-def lower_acceptance(
-    node: DeviceNode, accepted: int, tested: int, confidence: float
-) -> tuple[float, int]:
-    """Bound a request's acceptance from below.
-
-    Args:
-        node: with what its draft model would have passed.
-        accepted: draft tokens that passed.
-        tested: draft tokens that were tested.
-        confidence: standard errors below the mean.
-
-    Returns:
-        the bound within [0, 1], and on how many tokens it rests.
-    """
-    shadow = node.shadow
-    count = tested + (shadow.count if shadow is not None else 0)
-    if count == 0:
-        return 0.0, 0
-    total = accepted + (shadow.total if shadow is not None else 0.0)
-    squares = accepted + (shadow.squares if shadow is not None else 0.0)
-    mean = total / count
-    # Few alike samples say little about their spread: as if one more of the widest had been seen.
-    variance = (max(0.0, squares - count * mean * mean) + NO_PRIOR_VARIANCE) / (count + 1)
-    return min(1.0, max(0.0, mean - confidence * math.sqrt(variance / count))), count

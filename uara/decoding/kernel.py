@@ -263,6 +263,8 @@ class VirtualKernel:
         start = max(self.now, node.busy_until_s)
         duration = self._scatter.draft(nominal_s)
         node.draft_s += duration
+        if nominal_s < 2 * node.profile.draft_time_s:  # no prompt was read
+            node.times.draft(duration)
         node.busy_until_s = start + duration
         state = node.state
         if not isinstance(state, LocalState) and not state.block:
@@ -350,7 +352,8 @@ class VirtualKernel:
     def _one_way_s(self, device: int, sid: int) -> float:
         assert self.plan is not None, "frames travel under a plan"
         server = self.owner[sid] if sid in self.owner else int(self.plan.server[device])
-        return self._scatter.path(self.servers[server].profile.rtt_s / 2)
+        way_s = self._scatter.path(self.servers[server].profile.rtt_s / 2)
+        return self.devices[device].times.travel(way_s)
 
     def _uplink_done(self, index: int, version: int) -> None:
         node = self.devices[index]

@@ -20,6 +20,7 @@ from uara.decoding.device import (
     step_device,
 )
 from uara.decoding.drafter import Drafter
+from uara.decoding.estimates import RunningTimes
 from uara.decoding.links import FluidLink
 from uara.decoding.local_device import LocalState, step_local_device
 from uara.decoding.model_verifier import ModelVerifier
@@ -185,6 +186,7 @@ class DeviceNode:
     request: Request | None = None
     drafter: Drafter | None = None
     shadow: Shadow | None = None
+    times: RunningTimes = field(default_factory=RunningTimes)
     unread_tokens: int = 0
     busy_until_s: float = 0.0
     draft_s: float = 0.0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from uara.decoding.bernoulli import bernoulli_pair
-from uara.decoding.fallback import Fallback, FallbackConfig, lower_acceptance
+from uara.decoding.estimates import RunningAcceptance
+from uara.decoding.fallback import Fallback, FallbackConfig
 from uara.decoding.kernel import KernelSettings, VirtualKernel
-from uara.decoding.nodes import DeviceNode
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import Draws, Purpose, derive_seed
 from uara.decoding.rules import Sampling, round_up, truncate, warp
@@ -116,16 +116,31 @@ def test_where_drafts_pay_it_speculates_after_a_few_tokens(fixed_plan: Any) -> N
     assert {record.work for record in first} == {"prefill", "decode"}
 
 
-def test_an_estimate_from_few_tokens_is_bounded_well_below_its_mean(table_model: Any) -> None:
-    node = DeviceNode(DeviceProfile(DRAFT_S))
-    node.shadow = Shadow(table_model(5, 1), contract(RuleCode.FULL), (1,), Draws(0))
+def test_an_estimate_from_few_tokens_is_bounded_well_below_its_mean() -> None:
     bounds = []
     for count in (4, 16, 256):
-        node.shadow.count, node.shadow.total, node.shadow.squares = count, 0.8 * count, 0.8 * count
-        bounds.append(lower_acceptance(node, 0, 0, 1.0)[0])
+        acceptance = RunningAcceptance()
+        acceptance.update(count, 0.8 * count, 0.8 * count)
+        bounds.append(acceptance.lower(1.0))
     assert bounds == sorted(bounds)
     assert bounds[0] < 0.62
     assert bounds[-1] == pytest.approx(0.8 - 0.4 / 16, abs=0.002)
+    assert RunningAcceptance().lower(2.0) == 0.0
+
+
+def test_an_estimate_that_forgets_follows_a_turn_and_is_as_sure_as_its_weights() -> None:
+    memory, turned, steady = 32.0, RunningAcceptance(32.0), RunningAcceptance()
+    passed = np.random.default_rng(0).random(4000) < np.repeat([0.9, 0.4], 2000)
+    for count in range(1, 4001):
+        for acceptance in (turned, steady):
+            acceptance.update(count, float(passed[:count].sum()), float(passed[:count].sum()))
+    weights = np.exp(-np.arange(4000)[::-1] / memory)
+    mean = (weights * passed).sum() / weights.sum()
+    number = weights.sum() ** 2 / (weights**2).sum()
+    assert turned.lower(0.0) == pytest.approx(mean)
+    assert steady.lower(0.0) == pytest.approx(passed.mean())
+    error = np.sqrt((number * mean * (1 - mean) + 0.25) / (number + 1) / number)
+    assert turned.lower(2.0) == pytest.approx(mean - 2 * error)
 
 
 def test_a_mode_without_drafts_has_nothing_to_fall_back_from(fixed_plan: Any) -> None:
