@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from uara.decoding.estimates import RunningAcceptance
 from uara.decoding.kernel import DeviceNode, Planner, VirtualKernel
@@ -122,6 +123,19 @@ class Fallback:
         return self._best[key]
 
     def _find_best(self, alpha: float, rtt_s: float, draft_s: float, forward_s: float) -> int:
+        gain = self.gains(alpha, rtt_s, draft_s, forward_s)
+        best = int(gain.argmax())
+        return best + 1 if float(gain[best]) >= self._config.margin else 0
+
+    def gains(self, alpha: float, rtt_s: float, draft_s: float, forward_s: float) -> Tensor:
+        """Predict the speed over the server alone of each draft length from 1 on.
+
+        Args:
+            alpha: acceptance.
+            rtt_s: round trip.
+            draft_s: time of a draft step.
+            forward_s: time of a forward.
+        """
         gamma = torch.arange(1.0, self._config.max_draft_length + 1)
         zero = torch.zeros_like(gamma)
         parts = RoundParts(
@@ -136,6 +150,4 @@ class Fallback:
             window=self._window,
         )
         tokens = self._mode.expected_tokens(parts.alpha, gamma)
-        gain = forward_s * tokens / self._mode.round_time_s(parts)
-        best = int(gain.argmax())
-        return best + 1 if float(gain[best]) >= self._config.margin else 0
+        return forward_s * tokens / self._mode.round_time_s(parts)
