@@ -262,10 +262,7 @@ class VirtualKernel:
         event, nominal_s = node.draft(effect)
         start = max(self.now, node.busy_until_s)
         duration = self._scatter.draft(nominal_s)
-        node.draft_s += duration
-        if nominal_s < 2 * node.profile.draft_time_s:  # no prompt was read
-            node.times.draft(duration)
-        node.busy_until_s = start + duration
+        node.work(start, duration, reads=nominal_s > 2 * node.profile.draft_time_s)
         state = node.state
         if not isinstance(state, LocalState) and not state.block:
             position = state.position

@@ -213,6 +213,13 @@ class DeviceNode:
         step_s = profile.draft_time_s * (1 + profile.branch_share * branches)
         return event, step_s + extra * profile.read_token_s
 
+    def work(self, start_s: float, duration_s: float, *, reads: bool) -> None:
+        """Be busy with a draft step; one that `reads` a prompt says nothing of those to come."""
+        self.draft_s += duration_s
+        self.busy_until_s = start_s + duration_s
+        if not reads:
+            self.times.draft(duration_s)
+
     def correct(self, corrected: Corrected) -> None:
         """Let the draft model take up the branch behind a correction."""
         assert self.drafter is not None, "a correction needs a request"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.fallback_grid import Cell, measure
 from uara.decoding.bernoulli import bernoulli_pair
 from uara.decoding.estimates import RunningAcceptance
 from uara.decoding.fallback import Fallback, FallbackConfig
@@ -146,3 +147,29 @@ def test_an_estimate_that_forgets_follows_a_turn_and_is_as_sure_as_its_weights()
 def test_a_mode_without_drafts_has_nothing_to_fall_back_from(fixed_plan: Any) -> None:
     with pytest.raises(UserError, match="allowed: sd, psd, async"):
         Fallback(fixed_plan.of(draft_length=1), FallbackConfig(), "device_only")
+
+
+def test_round_trips_and_draft_steps_are_followed_as_they_change(fixed_plan: Any) -> None:
+    kernel = play(0.9, 0.02, fixed_plan.of(draft_length=3), count=1)
+    times = kernel.devices[0].times
+    assert times.rtt_s == pytest.approx(0.02)
+    assert times.draft_s == pytest.approx(DRAFT_S)
+    for _ in range(24):
+        times.travel(0.1)
+    # What is left of the old path after 24 ways: (7/8)^24.
+    assert times.rtt_s == pytest.approx(0.2 - 0.18 * 0.875**24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jumps", [False, True])
+@pytest.mark.parametrize(
+    ("rtt_s", "alpha", "forward_s"),
+    [(0.075, 0.75, 0.072), (0.02, 0.5, 0.072), (0.1, 0.5, 0.1456)],
+)
+def test_near_break_even_the_mean_is_not_below_the_server_alone(
+    rtt_s: float, alpha: float, forward_s: float, jumps: bool
+) -> None:
+    # Times scatter; the round trip jumps in the middle of every request, or stays.
+    found = measure(Cell(rtt_s, alpha, forward_s, requests=60, tokens=128, jumps=jumps))
+    print(f"{found.cell}: mean {found.mean:.3f}, 5th percentile {found.p5:.3f}")
+    assert found.mean >= 0.97
