@@ -42,6 +42,13 @@ def strongest_first(state: NetworkState) -> Tensor:
     return best_gain.argsort(dim=1, descending=True, stable=True)
 
 
+def oldest_first(state: NetworkState) -> Tensor:
+    """Order devices by the arrival of their requests, equals by their best gain, (B, M) long."""
+    order = strongest_first(state)
+    age_s = torch.where(state.has_request, state.age_s, -1.0).gather(1, order)
+    return order.gather(1, age_s.argsort(dim=1, descending=True, stable=True))
+
+
 def requests_by_server(state: NetworkState, server: Tensor, counts: Tensor) -> Tensor:
     """Count the devices of each server and the foreign rows in its batch, (B, E).
 
@@ -120,9 +127,8 @@ def bias_cre(
 
 
 def least_loaded(state: NetworkState, allocator: Allocator, generator: torch.Generator) -> Tensor:
-    """Choose the server with the fewest requests; new requests choose in the order of devices."""
-    order = torch.arange(state.num_devices).expand_as(state.server)
-    return one_by_one(state, order, lambda device, load: -load)
+    """Choose the server with the fewest requests; who has waited longest chooses first."""
+    return one_by_one(state, oldest_first(state), lambda device, load: -load)
 
 
 def max_compute_share(

@@ -67,19 +67,24 @@ def test_max_compute_sends_everybody_to_the_fastest_server_in_reach(
 def test_least_loaded_places_one_new_request_after_the_other(
     make_state: MakeState, physics: Physics
 ) -> None:
-    # Two run on server 0 and one on server 2; the new ones fill 1, 1, 2 and then 0 first of equals.
+    # Two run on server 0 and one on server 2; the new ones fill 1, 1, 2 and then 0 first of equals,
+    # the longest waiting before the others, and of two that came together the one nearer to a site.
     state = make_state(
         1, 7, 3, phase=[[Phase.DECODING] * 3 + [Phase.UPLOADING] * 4],
         server=[[0, 2, 0, -1, -1, -1, -1]], reachable=True,
+        age_s=[[9.0, 8.0, 7.0, 0.1, 0.4, 0.2, 0.2]],
     )  # fmt: skip
-    assert decide("least_loaded", state, physics).server.tolist() == [[0, 2, 0, 1, 1, 2, 0]]
+    gain = state.gain.clone()
+    gain[0, 5:] = torch.tensor([[1e-10], [2e-10]])
+    server = decide("least_loaded", state.with_(gain=gain), physics).server
+    assert server.tolist() == [[0, 2, 0, 0, 1, 2, 1]]
 
 
 def test_least_loaded_counts_foreign_rows_and_keeps_to_the_reach(
     make_state: MakeState, physics: Physics
 ) -> None:
     state = make_state(
-        1, 3, 3, fresh=True, foreign_rows=[[0, 5, 1]],
+        1, 3, 3, fresh=True, foreign_rows=[[0, 5, 1]], age_s=[[0.3, 0.2, 0.1]],
         reachable=[[[True] * 3, [False, True, True], [False, True, False]]],
     )  # fmt: skip
     assert decide("least_loaded", state, physics).server.tolist() == [[0, 2, 1]]
