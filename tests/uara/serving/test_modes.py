@@ -14,6 +14,14 @@ from hypothesis import strategies as st
 from uara.network import Decision, NetworkState
 from uara.prediction import Physics, predict
 from uara.serving.modes import CANDIDATES, MODE_INDEX, MODES, RoundParts
+from uara.serving.modes.asynchronous import (
+    PATHS,
+    PATHS_WHILE_SOLVING,
+    AsynchronousSpeculation,
+    _epoch,
+    _epoch_in_torch,
+)
+from uara.serving.modes.native_epoch import knows
 from uara.serving.modes.psd import mean_of_later_s, residual_share_of_steady
 from uara.serving.modes.sd import geometric_tokens
 from uara.serving.payload import CODECS
@@ -255,3 +263,39 @@ def test_no_draft_is_plain_server_decoding_in_every_mode(
 
     assert torch.equal(tpot_s(name, 0), tpot_s("server_ar", 0))
     assert torch.equal(tpot_s("server_ar", 5), tpot_s("server_ar", 0))
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_compiled_epochs_are_those_of_torch(window: int) -> None:
+    draw = torch.Generator().manual_seed(window)
+
+    def between(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(shape, generator=draw)
+
+    gamma = torch.randint(0, 9, (100, 41), generator=draw).float()
+    parts = RoundParts(
+        draft_s=gamma * between(0.01, 0.04, 100, 41),
+        uplink_s=10 ** between(-3, 0.5, 100, 41),
+        wait_s=between(0, 0.2, 100, 41),
+        verify_s=between(0.1, 0.5, 100, 41),
+        downlink_s=10 ** between(-4, -1, 100, 41),
+        rtt_s=between(0, 0.1, 100, 1),
+        alpha=between(0.2, 0.98, 100, 41),
+        gamma=gamma,
+        window=window,
+    )
+    mode = MODES["async"]
+    assert isinstance(mode, AsynchronousSpeculation)
+    assert knows(parts, PATHS)
+    assert not knows(replace(parts, alpha=parts.alpha.double()), PATHS)
+    for paths in (PATHS, PATHS_WHILE_SOLVING):
+        here, there = _epoch(parts, paths), _epoch_in_torch(parts, paths)
+        for name in ("time_s", "passes", "new_tokens"):
+            one, other = getattr(here, name), getattr(there, name)
+            apart = (one / other - 1).abs()
+            # Where the uplink is full, rounding decides whether a drafter rests: a window above 1.
+            assert (apart > 1e-5).float().mean() <= (0 if window == 1 else 2e-3)
+            assert apart.max() < 2e-3
+    effort, by_torch = mode.effort(parts), mode.effort_in_torch(parts)
+    torch.testing.assert_close(effort.draft_s, by_torch.draft_s, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(effort.drafts, by_torch.drafts, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from uara.serving.batching import Comeback
+from uara.serving.modes.native_epoch import epoch_sums, knows
 from uara.serving.modes.parts import Effort, RoundParts
 from uara.serving.modes.psd import TIME_SPREAD
 from uara.serving.modes.sd import geometric_tokens
@@ -116,6 +117,13 @@ class AsynchronousSpeculation:
 
     def effort(self, parts: RoundParts) -> Effort:
         """Count what a rejection voids as well: what was drafted and sent until it came back."""
+        if knows(parts, PATHS):
+            sums = epoch_sums(parts, _scatter(PATHS))
+            return Effort(draft_s=parts.draft_s + sums.ahead_s, drafts=1 + sums.drafts)
+        return self.effort_in_torch(parts)
+
+    def effort_in_torch(self, parts: RoundParts) -> Effort:
+        """Do what `effort` does without compiled code."""
         rejected = 1 - parts.alpha ** parts.gamma.clamp_min(1)
         ahead_s = drafts = torch.zeros(())
         for leg in _legs(parts, PATHS):
@@ -133,6 +141,14 @@ class AsynchronousSpeculation:
 
 
 def _epoch(parts: RoundParts, paths: int) -> _Epoch:
+    """Follow the drafts behind a rejection; by compiled code where that is possible."""
+    if knows(parts, paths):
+        sums = epoch_sums(parts, _scatter(paths))
+        return _Epoch(sums.time_s, sums.passes, sums.new_tokens)
+    return _epoch_in_torch(parts, paths)
+
+
+def _epoch_in_torch(parts: RoundParts, paths: int) -> _Epoch:
     """Follow the drafts behind a rejection, one by one, with the chance that each is reached."""
     gamma = parts.gamma.clamp_min(1)
     survives = parts.alpha**gamma
