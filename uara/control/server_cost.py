@@ -262,28 +262,51 @@ class PredictedCost:
 
     def swap(self, server: Tensor, order: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """See `ServerCost.swap`."""
-        start, num = server, self.state.num_networks
+        start = server
         for turn in range(order.shape[1] - 1):
-            first, behind = order[:, turn], order[:, turn + 1 :]
-            count = behind.shape[1]
-            copies = torch.arange(num).repeat_interleave(count)
-            pair = torch.stack((first[copies], behind.flatten()), 1)
-            tried = server[copies].scatter(1, pair, server[copies].gather(1, pair.flip(1)))
-            helps = _total_s(self.state.select(copies), self.allocator, tried)
-            total_s = _total_s(self.state, self.allocator, server)[:, None]
-            may = self.state.has_request[copies] & allowed[copies].gather(
-                2, tried.unsqueeze(-1)
-            ).squeeze(-1)
-            gain_s = total_s - helps.view(num, count)
-            good = may.gather(1, pair).all(1).view(num, count) & (gain_s > TIE * total_s)
+            first, behind = order[:, turn, None], order[:, turn + 1 :]
+            here, there = server.gather(1, first), server.gather(1, behind)
+            goes = _of(allowed, first).squeeze(1)
+            comes = _of(allowed, behind).gather(2, here[:, None].expand_as(there[..., None]))
+            may = (there != here) & goes.gather(1, there) & comes.squeeze(2)
+            may &= self.state.has_request.gather(1, first)
+            may &= self.state.has_request.gather(1, behind)
+            network, column = may.nonzero().unbind(1)
+            if len(network) == 0:
+                continue
+            pair = torch.stack((first[network, 0], behind[network, column]), 1)
+            good = torch.zeros_like(may)
+            good[network, column] = self._swaps_help(server, network, pair)
             partner = behind.gather(1, good.float().argmax(1, keepdim=True))
-            both = torch.cat((first[:, None], partner), 1)
+            both = torch.cat((first, partner), 1)
             swapped = server.scatter(1, both, server.gather(1, both.flip(1)))
             server = torch.where(good.any(1, keepdim=True), swapped, server)
         return server, server != start
 
+    def _swaps_help(self, server: Tensor, network: Tensor, pair: Tensor) -> Tensor:
+        """Tell for pairs of devices of different servers whether changing places helps, (K,) bool.
 
-def _total_s(state: NetworkState, allocator: Allocator, server: Tensor) -> Tensor:
-    """Add up all weighted remaining times, (B,)."""
-    cost = PredictedCost(state, allocator)
-    return (cost.remaining_s(server, state.has_request) * cost.weight).sum(1)
+        Args:
+            server: (B, M) long.
+            network: (K,) long.
+            pair: (K, 2) long, the devices.
+        """
+        has = self.state.has_request
+        now_s = self.remaining_s(server, has) * self.weight
+        now, ends = server[network], server[network].gather(1, pair)
+        # With bands of their own, nobody but the devices of the two servers is touched.
+        touched = (now[..., None] == ends[:, None]).any(2) if self._is_apart else has[network]
+        touched = touched & has[network]
+        index = touched.long().argsort(dim=1, descending=True, stable=True)
+        index = index[:, : int(touched.sum(1).max())]
+        tried = now.scatter(1, pair, ends.flip(1)).gather(1, index)
+        view = take_devices(self.state.select(network), index)
+        then_s = self._predicted_s(view, tried, touched.gather(1, index))
+        then_s = then_s * self.weight[network].gather(1, index)
+        gain_s = torch.where(touched, now_s[network], 0.0).sum(1) - then_s.sum(1)
+        return gain_s > TIE * now_s.sum(1)[network]
+
+
+def _of(pairs: Tensor, device: Tensor) -> Tensor:
+    """Take the rows of (B, M, E) of some devices (B, K), (B, K, E)."""
+    return pairs.gather(1, device[..., None].expand(-1, -1, pairs.shape[2]))
