@@ -16,6 +16,7 @@ from pydantic import (
 from uara.control.allocation import AllocationConfig
 from uara.control.association import AssociationConfig
 from uara.control.completion import CompletionConfig, CompletionGreedy
+from uara.control.joint import JointController
 from uara.control.local_greedy import LocalGreedy, LocalGreedyConfig
 from uara.control.oracle import OneSlotOracle
 from uara.network import Controller
@@ -62,9 +63,25 @@ def oracle(allocation: AllocationConfig, physics: Physics, config: ControllersCo
     return OneSlotOracle(allocation, physics)
 
 
+def joint_greedy(
+    allocation: AllocationConfig, physics: Physics, config: ControllersConfig
+) -> Controller:
+    """Take greedy_latency's servers, with the best split of bands and lengths for them."""
+    return JointController("joint_greedy", "greedy_latency", allocation, physics, descends=False)
+
+
+def joint_moves(
+    allocation: AllocationConfig, physics: Physics, config: ControllersConfig
+) -> Controller:
+    """Start as tma_moves and change servers, split and lengths together."""
+    return JointController("joint_moves", "tma_moves", allocation, physics, descends=True)
+
+
 # Controllers that choose servers in a way of their own; rules of the other kinds shape the rest.
 CONTROLLERS: dict[str, Callable[[AllocationConfig, Physics, ControllersConfig], Controller]] = {
     "completion_greedy": completion_greedy,
     "local_greedy": local_greedy,
+    "joint_greedy": joint_greedy,
+    "joint_moves": joint_moves,
     "oracle": oracle,
 }

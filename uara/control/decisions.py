@@ -59,3 +59,22 @@ def least_of_each(network: Tensor, cost: Tensor, num_networks: int) -> tuple[Ten
         0, network[is_least], is_least.nonzero().squeeze(1), "amin"
     )
     return least, torch.where(rows < len(cost), rows, 0)
+
+
+def keep_best(
+    best: Decision | None, least: Tensor, network: Tensor, decision: Decision, cost: Tensor
+) -> tuple[Decision, Tensor]:
+    """Replace each network's best decision where a candidate is better.
+
+    Args:
+        best: of B networks; None: there is none yet.
+        least: (B,) its objective.
+        network: (K,) long, of the candidates.
+        decision: K candidates.
+        cost: (K,) their objectives.
+    """
+    lowest, row = least_of_each(network, cost, len(least))
+    winner = select_rows(decision, row)
+    if best is not None:
+        winner = take_where(lowest < least, winner, best)
+    return winner, torch.minimum(lowest, least)

@@ -1,27 +1,28 @@
 """The one-slot oracle: the best decision of a stated set, found by trying all of them.
 
-Shape legend: B networks, M devices, E servers, K candidates, G draft lengths.
+Shape legend: B networks, M devices, E servers, K candidates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from uara.control.allocation import JOINT, AllocationConfig, Allocator
-from uara.control.bandwidth import BANDWIDTH_RULES
-from uara.control.decisions import least_of_each, select_rows, take_where
+from uara.control.allocation import AllocationConfig, Allocator
+from uara.control.decisions import keep_best
+from uara.control.exhaustive import least_total
+from uara.control.joint import ROWS, every_split, refine_lengths
 from uara.control.objective import total_remaining_s
 from uara.errors import UserError
-from uara.network import Decision, NetworkState, SlotOutcome
+from uara.network import Decision, NetworkState, Phase, SlotOutcome
 from uara.prediction import Physics
 
 MOST_ASSOCIATIONS = 200_000  # about a minute per network of 11 devices and 3 servers
-ROWS = 8192  # candidates predicted at once
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,7 @@ class OneSlotOracle:
             most_associations: E^M beyond which the search is refused.
         """
         if allocations is None:
-            # A joint rule splits the compute of fluid servers as well.
-            splits = (allocation.bandwidth, *(rule for rule in BANDWIDTH_RULES if rule != JOINT))
-            allocations = [
-                allocation.model_copy(update={"bandwidth": split})
-                for split in dict.fromkeys(splits)
-            ]
+            allocations = every_split(allocation)
         lengths = range(physics.config.max_draft_length + 1)
         configs = [
             config.model_copy(update={"draft_length": length})
@@ -152,52 +148,37 @@ class OneSlotOracle:
                 f"have {servers}^{devices}; at most {self._most} are allowed: take fewer devices, "
                 "or hold controllers against the lower bound"
             )
+        is_apart = self._physics.config.link.interference == "orthogonal"
+        decision, least = (self._by_sets if is_apart else self._by_networks)(state)
+        decision, least = refine_lengths(state, decision, least, self._physics)
+        return OracleResult(decision, least, self.search_set)
+
+    def _by_sets(self, state: NetworkState) -> tuple[Decision, Tensor]:
+        """Price each set of devices once per server, which has a band of its own, and add up."""
+        best, least = None, torch.full((state.num_networks,), torch.inf)
+        everyone = torch.arange(state.num_networks)
+        for allocator in self._allocators:
+            server = least_total(state, partial(_price, allocator), ROWS)
+            decision = allocator(state, server)
+            cost = total_remaining_s(state, decision, self._physics)
+            best, least = keep_best(best, least, everyone, decision, cost)
+        assert best is not None, "there is an allocator"
+        return best, least
+
+    def _by_networks(self, state: NetworkState) -> tuple[Decision, Tensor]:
+        """Price every association as a whole."""
         best, least = None, torch.full((state.num_networks,), torch.inf)
         for network, server in Associations.of(state).chunks(ROWS):
             wide = state.select(network)
             for allocator in self._allocators:
                 decision = allocator(wide, server)
                 cost = total_remaining_s(wide, decision, self._physics)
-                best, least = _keep_best(best, least, network, decision, cost)
+                best, least = keep_best(best, least, network, decision, cost)
         assert best is not None, "every network has an association"
-        decision, least = self._refine(state, best, least)
-        return OracleResult(decision, least, self.search_set)
-
-    def _refine(
-        self, state: NetworkState, decision: Decision, least: Tensor
-    ) -> tuple[Decision, Tensor]:
-        """Change the draft length of one device after the other while the objective falls."""
-        lengths = torch.arange(self._physics.config.max_draft_length + 1)
-        rows, devices = torch.arange(state.num_networks), state.num_devices
-        network = rows.repeat_interleave(devices * len(lengths))
-        device = torch.arange(devices).repeat_interleave(len(lengths)).repeat(len(rows))
-        length = lengths.repeat(len(rows) * devices)
-        wide = state.select(network)
-        while True:
-            tried = select_rows(decision, network)
-            changed = tried.draft_length.scatter(1, device[:, None], length[:, None])
-            tried = replace(tried, draft_length=changed)
-            cost = total_remaining_s(wide, tried, self._physics)
-            better, value = _keep_best(decision, least, network, tried, cost)
-            if not (value < least).any():
-                return decision, least
-            decision, least = better, value
+        return best, least
 
 
-def _keep_best(
-    best: Decision | None, least: Tensor, network: Tensor, decision: Decision, cost: Tensor
-) -> tuple[Decision, Tensor]:
-    """Replace each network's best decision where a candidate is better.
-
-    Args:
-        best: of B networks; None: there is none yet.
-        least: (B,) its objective.
-        network: (K,) long, of the candidates.
-        decision: K candidates.
-        cost: (K,) their objectives.
-    """
-    lowest, row = least_of_each(network, cost, len(least))
-    winner = select_rows(decision, row)
-    if best is not None:
-        winner = take_where(lowest < least, winner, best)
-    return winner, torch.minimum(lowest, least)
+def _price(allocator: Allocator, state: NetworkState, server: Tensor, placed: Tensor) -> Tensor:
+    """Predict the objective of the placed devices alone, (B,) seconds."""
+    view = state.with_(phase=torch.where(placed, state.phase, int(Phase.IDLE)))
+    return total_remaining_s(view, allocator(view, server), allocator.physics)
