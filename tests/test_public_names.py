@@ -76,7 +76,9 @@ def test_the_names_of_rules() -> None:
     assert list(POWER_RULES) == ["full", "open_loop", "min_energy_deadline", "wmmse"]
     assert RULES["draft_length"] == ("argmin", "log_threshold", "ucb")
     assert RULES["mode"] == ("sd", "server_ar", "device_only", "psd", "async", "best_mode")
-    assert list(CONTROLLERS) == ["completion_greedy", "local_greedy", "oracle"]
+    assert list(CONTROLLERS) == [
+        "completion_greedy", "local_greedy", "joint_greedy", "joint_moves", "oracle",
+    ]  # fmt: skip
     assert list(COMPUTE_RULES) == [
         "equal_compute", "square_root_compute", "proportional_compute", "joint_min_max",
     ]  # fmt: skip

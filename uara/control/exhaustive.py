@@ -76,22 +76,26 @@ def _by_sets(state: NetworkState, price: Price, rows: int, choices: Tensor) -> T
     members = torch.arange(2**devices)[:, None] // bits % 2 == 1  # (2^R, R)
     sets = len(members)
     found = []
-    for case in torch.arange(num * sets * servers).split(rows):  # the server varies fastest
+    cases = num * sets * servers  # the server varies fastest
+    for first in range(0, cases, rows):
+        case = torch.arange(first, min(first + rows, cases))
         part = state.select(case // (servers * sets))
         placed = members[case // servers % sets] & part.has_request
         server = (case % servers)[:, None].expand_as(placed)
         found.append(_price(part, price, server, placed))
     cost_s = torch.cat(found).view(num, sets, servers)
     total_s = torch.zeros(num, len(choices), dtype=cost_s.dtype)
-    for server in range(servers):
-        total_s += cost_s[:, (choices == server).long() @ bits, server]
+    for number in range(servers):
+        total_s += cost_s[:, (choices == number).long() @ bits, number]
     return total_s
 
 
 def _by_networks(state: NetworkState, price: Price, rows: int, choices: Tensor) -> Tensor:
     """Price every association as a whole, (B, A); infinite out of reach."""
     num, found = state.num_networks, []
-    for case in torch.arange(num * len(choices)).split(rows):
+    cases = num * len(choices)
+    for first in range(0, cases, rows):
+        case = torch.arange(first, min(first + rows, cases))
         part = state.select(case // len(choices))
         found.append(_price(part, price, choices[case % len(choices)], part.has_request))
     return torch.cat(found).view(num, len(choices))

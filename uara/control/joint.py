@@ -118,10 +118,11 @@ def neighbours(state: NetworkState, server: Tensor) -> tuple[Tensor, Tensor]:
 class JointController:
     """Takes a rule's servers, the best split of bands for them and the best lengths of all devices.
 
-    The rule is asked twice, with drafts and without, since a hopeless link that drafts wants another
-    server than one that need not. With `descends`, servers are then changed by single moves and swaps, each judged by the whole
-    decision that it leads to, for as long as the objective falls. The objective, information and
-    allocations are those of the one-slot oracle, so it is never below that.
+    The rule is asked twice, with drafts and without, since a hopeless link that drafts wants
+    another server than one that need not. With `descends`, servers are then changed by single moves
+    and swaps, each judged by the whole decision that it leads to, for as long as the objective
+    falls. Objective, information and allocations are those of the one-slot oracle, so it is never
+    below that.
     """
 
     observes = "network"
@@ -178,8 +179,8 @@ class JointController:
             network, server = neighbours(part, decision.server[rows])
             if len(network) == 0:
                 break
-            rows = rows[network.unique()]
-            compact = torch.searchsorted(network.unique(), network)
+            asks = torch.zeros(len(rows), dtype=torch.bool).index_fill(0, network, True)
+            rows, compact = rows[asks], (asks.long().cumsum(0) - 1)[network]
             found, value = best_allocation(state.select(rows), compact, server, self._allocators)
             better = value < least[rows]
             decision, least = keep_best(decision, least, rows, found, value)

@@ -36,7 +36,7 @@ def rules_are_never_better(
             assert (least <= value * (1 + 1e-5)).all()
 
 
-@settings(max_examples=3)
+@settings(max_examples=4)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 3))
 def test_no_rule_is_below_the_oracle(
     make_state: MakeState, physics: Physics, seed: int, devices: int, servers: int
@@ -92,6 +92,13 @@ def test_the_search_is_exhaustive_and_then_refines_lengths(
         )
         value = total_remaining_s(state, changed, physics)
         assert found.total_remaining_s.item() <= value.item() * (1 + 1e-6)
+
+
+def test_sets_of_devices_add_up_to_networks(make_state: MakeState, physics: Physics) -> None:
+    state = make_state(4, 3, 3, seed=21)
+    oracle = OneSlotOracle(AllocationConfig(), physics, [AllocationConfig(bandwidth="least_sum")])
+    by_sets, by_networks = oracle._by_sets(state)[1], oracle._by_networks(state)[1]
+    torch.testing.assert_close(by_sets, by_networks, rtol=1e-5, atol=1e-4)
 
 
 def test_every_association_is_listed_once(make_state: MakeState) -> None:

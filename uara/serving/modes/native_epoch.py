@@ -46,15 +46,16 @@ def epoch_sums(parts: RoundParts, scatter: Tensor) -> EpochSums:
         scatter: (P, 2 x drafts + 1) factors of the sample paths.
     """
     gamma = parts.gamma.clamp_min(1)
-    inputs = torch.broadcast_tensors(
+    inputs = (
         parts.draft_s, parts.uplink_s, parts.wait_s, parts.verify_s, parts.downlink_s,
         parts.rtt_s, parts.alpha, gamma, parts.alpha**gamma,
     )  # fmt: skip
-    table = torch.stack(inputs).to(torch.float32)
+    like = sum(inputs[1:], inputs[0])  # of the shape that all have together
+    table = torch.stack([part.expand_as(like) for part in inputs]).to(torch.float32)
     found = torch.empty((_OUTPUTS, *table.shape[1:]))
     scatter = scatter.to(torch.float32).contiguous()
     load_library(_SOURCE).epochs(
-        *(ctypes.c_int64(size) for size in (inputs[0].numel(), len(scatter), parts.window)),
+        *(ctypes.c_int64(size) for size in (like.numel(), len(scatter), parts.window)),
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (scatter, table, found)),
     )
     return EpochSums(*found.unbind(0))
