@@ -76,7 +76,7 @@ def sample_continuations(
     *,
     max_tokens: int,
     temperature: float,
-    end_token_id: int,
+    end_token_id: int | None,
     generator: torch.Generator,
 ) -> list[list[int]]:
     """Let a model continue prompts, all in one batch padded on the left.
@@ -86,14 +86,14 @@ def sample_continuations(
         prompts: Token ids of B prompts.
         max_tokens: Longest continuation.
         temperature: Sampling temperature; 0 takes the likeliest token.
-        end_token_id: Token that ends a continuation.
+        end_token_id: Token that ends a continuation; None: none does.
         generator: Source of the draws.
 
     Returns:
         The B continuations, with the end token where one was reached.
     """
     longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), end_token_id)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     seen = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
@@ -114,7 +114,8 @@ def sample_continuations(
         drawn = _draw(output.logits[:, -1].float(), temperature, generator)
         for row in open_rows.nonzero().flatten().tolist():
             texts[row].append(int(drawn[row]))
-        open_rows &= drawn != end_token_id
+        if end_token_id is not None:
+            open_rows &= drawn != end_token_id
         if not bool(open_rows.any()):
             break
         ids = drawn.unsqueeze(1)

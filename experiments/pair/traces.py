@@ -28,7 +28,6 @@ from uara.world.acceptance import TRACE_FORMAT_VERSION
 Floats = NDArray[np.float64]
 MAX_DRAFT_LENGTH = 8
 _BATCH = 16
-_NO_END = -1
 _LEVELS = 32
 
 
@@ -83,7 +82,7 @@ def measure_traces(
             batch,
             max_tokens=max_tokens,
             temperature=temperature,
-            end_token_id=_NO_END,
+            end_token_id=None,
             generator=generator,
         )
         for prompt, head, text in zip(part, batch, texts, strict=True):

@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.pair import traces as tr
 from experiments.pair.traces import Trace
+from uara.decoding.models import Prompt
+from uara.errors import UserError
 from uara.world.acceptance import Traces
 
 LENGTH = 9
@@ -118,7 +120,13 @@ class Pair:
         self.draft, self.target = (
             LlamaForCausalLM(config).double().eval().requires_grad_(False) for _ in range(2)
         )
+        self.models = (self.target, self.draft)
         self.vocab_size = 10  # the last two rows are padding
+        self.context_tokens = 64
+
+    def encode(self, text: str) -> list[int]:
+        """Take each letter for a token."""
+        return [ord(letter) - ord("a") for letter in text]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -134,6 +142,23 @@ def test_a_draft_that_follows_meets_the_acceptance_of_each_token(temperature: fl
             p, q = (torch.softmax(row / temperature, 0)[token] for row in (p, q))
             expected = float(min(1.0, q / p))
         assert rate[index] == pytest.approx(expected)
+
+
+def test_traces_follow_the_texts_of_the_target() -> None:
+    pair = Pair()
+    pair.vocab_size = 12  # texts are drawn from all rows
+    prompts = [Prompt(f"{n}", "code", "abc" * n) for n in range(1, 20)]
+    found = tr.measure_traces(pair, prompts, 0.0, max_tokens=6)
+    assert [trace.prompt for trace in found] == [prompt.id for prompt in prompts]
+    for trace, prompt in zip(found, prompts, strict=True):
+        ids, rate = pair.encode(prompt.text), []
+        for _ in range(6):
+            p, q = (m(input_ids=torch.tensor([ids])).logits[0, -1] for m in pair.models)
+            rate.append(float(p.argmax() == q.argmax()))
+            ids.append(int(p.argmax()))
+        assert trace.rate.tolist() == rate
+    with pytest.raises(UserError, match="exceed the pair's context"):
+        tr.measure_traces(pair, prompts, 0.0, max_tokens=8)
 
 
 def test_a_trace_file_is_what_worlds_read(tmp_path: Path) -> None:
