@@ -88,6 +88,7 @@ def test_a_row_is_played_once_and_again_for_another_version_of_the_task(
     assert played == ["max_sinr"] * 2
 
 
+@pytest.mark.slow
 def test_a_learned_row_that_was_cut_ends_as_if_it_was_not(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
