@@ -25,10 +25,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from agents.policy import load_policy
 from benchmarks.env_speed import THREADS, make_recipe
+from experiments.cards import SHIPPED
 from experiments.runs import write_json
 from uara.control.allocation import AllocationConfig, Allocator
 from uara.control.association import ASSOCIATION_RULES
+from uara.control.completion import CompletionGreedy
+from uara.control.local_greedy import LocalGreedy
 from uara.control.rules import RuleController
 from uara.errors import UserError
 from uara.network import Controller, NetworkState
@@ -41,8 +45,21 @@ SIZES = ((1, 8, 3), (1, 30, 4), (256, 30, 4), (1, 60, 8), (1, 120, 13), (1, 180,
 PLAYED_SLOTS = 12  # of half a second
 ARRIVALS_PER_S = 1.0
 # Timed with all that they decide; a rule is timed by itself, without bandwidth and draft length.
+POLICY = SHIPPED / "quickstart" / "policy.pt"  # its weights take networks of any size
+
+
+def _shipped_policy(allocation: AllocationConfig, physics: Physics) -> Controller:
+    return load_policy(POLICY, physics)
+
+
 CONTROLLERS: dict[str, Callable[[AllocationConfig, Physics], Controller]] = {
-    f"controller:{name}": partial(RuleController, name) for name in ("max_gain", "greedy_latency")
+    **{
+        f"controller:{name}": partial(RuleController, name)
+        for name in ("max_gain", "greedy_latency")
+    },
+    "controller:completion_greedy": CompletionGreedy,
+    "controller:local_greedy": LocalGreedy,
+    "controller:mappo": _shipped_policy,
 }
 NAMES = (*(name for name in ASSOCIATION_RULES if name != "exhaustive"), *CONTROLLERS)
 

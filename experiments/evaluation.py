@@ -63,10 +63,12 @@ class _Look:
     """What a controller is shown of a world."""
 
     view: View | None
-    informed: bool
+    true_acceptance: bool
 
     def __call__(self, world: World) -> NetworkState:
-        state = world.state(true=self.informed)
+        state = world.state()
+        if self.true_acceptance:
+            state = state.with_(acceptance=world.state(true=True).acceptance)
         return state if self.view is None else self.view(state)
 
 
@@ -100,7 +102,7 @@ def evaluate_controller(
     seed: int | None = None,
     batch: int = 64,
     view: View | None = None,
-    informed: bool = False,
+    true_acceptance: bool = False,
 ) -> EpisodeRows:
     """Play a controller on frozen episodes until every request is done.
 
@@ -113,8 +115,7 @@ def evaluate_controller(
         seed: key of the requests; the task's by default.
         batch: networks played at once.
         view: changes what the controller sees, e.g. equal gains (for `uara diagnose`).
-        informed: show it the truth of the slot (each request's own acceptance, gains of now, the
-            true machines) in place of what controllers may know; the future stays hidden.
+        true_acceptance: show it each request's own acceptance in place of the running estimate.
 
     Raises:
         UserError: if the bank has no world of the split.
@@ -125,7 +126,7 @@ def evaluate_controller(
     if len(available) == 0:
         raise UserError(f"the bank has no {split} worlds; set bank.{split} above 0 and rebuild")
     worlds = torch.from_numpy(available[np.arange(episodes) % len(available)])
-    look = _Look(view, informed)
+    look = _Look(view, true_acceptance)
     parts, spent, slots, capped = [], 0.0, 0, False
     for start in range(0, episodes, batch):
         rows = slice(start, min(start + batch, episodes))

@@ -19,17 +19,29 @@ import torch
 from agents.policy import load_policy
 from experiments.cards import SHIPPED, ship_policy
 from experiments.comparison import rule_controller
-from experiments.config import PROJECT, ExperimentConfig, TaskConfig, load_experiment, load_task
+from experiments.config import (
+    PROJECT,
+    ExperimentConfig,
+    TaskConfig,
+    from_options,
+    load_experiment,
+    load_task,
+    read_options,
+)
 from experiments.evaluation import BANKS, METRICS, EpisodeRows, evaluate_controller, load_bank
 from experiments.runs import RUNS, run_folder
 from experiments.sweep import load_rows, run_one, save_rows
 from experiments.task_cards import task_file
 from uara.control.completion import CompletionConfig
+from uara.control.controllers import ControllersConfig
 from uara.errors import UserError
 from uara.prediction import Physics
+from uara.world.config import WorldConfig
 
 FOLDER = PROJECT / "docs" / "results" / "scores"
 LEARNED = PROJECT / "experiments" / "learned"
+RIVALS = PROJECT / "experiments" / "rivals"
+BATCH = 128  # networks played at once
 SIMPLE = ("random", "max_sinr", "max_compute", "least_loaded")
 FAIR = "completion_greedy"
 INFORMED = f"{FAIR}-informed"  # the same with full information: the bound of what knowing is worth
@@ -83,13 +95,33 @@ def contenders(task: str, seeds: int, learners: Sequence[str] | None = None) -> 
     return rows + [Contender(task, name, is_foreign=True) for name in foreign]
 
 
+def with_rivals(task: TaskConfig) -> TaskConfig:
+    """Return the task with the parameters that its rivals have (`experiments/rivals/`)."""
+    read: dict[str, object] = {}
+    for path in sorted(RIVALS.glob(f"{task.name}-*.yaml")):
+        read |= read_options(path)
+    if not read:
+        return task
+    controllers = from_options(ControllersConfig, read, RIVALS / task.name)
+    return task.model_copy(update={"controllers": controllers})
+
+
 def informed(task: TaskConfig) -> TaskConfig:
-    """Return the task with a fair controller that trusts what it is told."""
+    """Return the task with nothing hidden: gains of now, filtered, and the true machines.
+
+    Its fair controller estimates nothing and trusts what it is told.
+    """
     own = task.controllers.completion_greedy
     names = ("acceptance", "lengths", "profile", "trend", "heading")
     plain = own.model_copy(update={name: getattr(CompletionConfig(), name) for name in names})
-    controllers = task.controllers.model_copy(update={FAIR: plain})
-    return task.model_copy(update={"controllers": controllers})
+    known = ("csi_delay_slots", "gain_filter_s", "believed")
+    world = {name: WorldConfig.model_fields[name].default for name in known}
+    return task.model_copy(
+        update={
+            "controllers": task.controllers.model_copy(update={FAIR: plain}),
+            "world": task.world.model_copy(update=world),
+        }
+    )
 
 
 def play(contender: Contender, folder: Path, runs: Path, banks: Path) -> Path:
@@ -104,6 +136,8 @@ def play(contender: Contender, folder: Path, runs: Path, banks: Path) -> Path:
     torch.set_num_threads(1)
     path = contender.path(folder)
     task = load_task(task_file(contender.task))
+    if contender.seed is None and not contender.is_foreign:
+        task = with_rivals(task)
     if path.is_file() and stored_hash(path) == task.config_hash():
         return path
     if contender.seed is not None:
@@ -134,11 +168,12 @@ def _rule_rows(contender: Contender, task: TaskConfig, banks: Path) -> EpisodeRo
     bank = load_bank(task, banks)
     if contender.is_foreign:
         policy = SHIPPED / contender.name / "policy.pt"
-        return evaluate_controller(load_policy(policy, Physics.of(task.physics)), task, bank)
+        controller = load_policy(policy, Physics.of(task.physics))
+        return evaluate_controller(controller, task, bank, batch=BATCH)
     knows_all = contender.name == INFORMED
     own = informed(task) if knows_all else task
     controller = rule_controller(FAIR if knows_all else contender.name, own)
-    return evaluate_controller(controller, task, bank, informed=knows_all)
+    return evaluate_controller(controller, own, bank, batch=BATCH, true_acceptance=knows_all)
 
 
 def stored_hash(path: Path) -> str:
@@ -205,10 +240,11 @@ def stored_rows(task: str, folder: Path = FOLDER) -> dict[str, StoredRow]:
     Raises:
         UserError: if nothing is stored, or a row belongs to another version of the task.
     """
-    now = load_task(task_file(task)).config_hash()
+    config = load_task(task_file(task))
+    now = {config.config_hash(), with_rivals(config).config_hash()}
     rows: dict[str, StoredRow] = {}
     for path in sorted((folder / task).glob("*.parquet"), key=_name_and_seed):
-        if stored_hash(path) != now:
+        if stored_hash(path) not in now:
             raise UserError(
                 f"{path} is a row of another version of task {task}; make it again with "
                 f"`uara scores {task}`"

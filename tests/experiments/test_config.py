@@ -24,7 +24,7 @@ from uara.errors import UserError
 FILES = sorted(
     path
     for path in (PROJECT / "experiments").rglob("*.yaml")
-    if path.parent.name != "papers"  # of kinds of their own, tested where these are
+    if path.parent.name not in ("papers", "rivals")  # of their own kinds, tested where these are
 )
 
 
