@@ -26,7 +26,7 @@ from uara.decoding.models import (
     load_prompts,
     shipped_pair,
 )
-from uara.decoding.records import write_jsonl
+from uara.decoding.record_files import write_parquet
 from uara.decoding.refusals import check_supported
 from uara.errors import UserError
 from uara.figures.png import write_png
@@ -125,7 +125,7 @@ def decode_with(
         task: the task; its evaluation world, requests and closed forms.
         policy: trained policy.
         rules: names; the task's by default.
-        folder: where `<controller>-{rounds,requests}.jsonl` and `<controller>-timeline.png` go.
+        folder: where `<controller>-{requests,rounds,frames,forwards}.parquet` and the timeline go.
         draft: folder of another draft model, or `hub:OWNER/NAME`.
         target: folder of another target model, or `hub:OWNER/NAME`.
         prompts: decode set.
@@ -156,8 +156,8 @@ def decode_with(
         row = setup.run(controller)
         rows.append(row)
         stem = folder / row.controller
-        write_jsonl(stem.with_name(f"{stem.name}-rounds.jsonl"), row.result.rounds)
-        write_jsonl(stem.with_name(f"{stem.name}-requests.jsonl"), row.result.requests)
+        for kind in ("requests", "rounds", "frames", "forwards"):
+            write_parquet(stem.with_name(f"{stem.name}-{kind}.parquet"), getattr(row.result, kind))
         start_s = min(record.draft_start_s for record in row.result.rounds)
         figure = draw_timeline(
             row.result.requests,
@@ -174,7 +174,7 @@ def decode_with(
                 draft=draft or SHIPPED_PAIR_FOLDER / "draft",
                 target=target or SHIPPED_PAIR_FOLDER / "target",
             )
-            write_jsonl(stem.with_name(f"{stem.name}-wall-requests.jsonl"), check.wall.requests)
+            write_parquet(stem.with_name(f"{stem.name}-wall-requests.parquet"), check.wall.requests)
             on_wall(row, check)
     exact = setup.check_greedy(controllers[0])
     if progress is not None:

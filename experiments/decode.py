@@ -79,6 +79,7 @@ class DecodeRow:
             "controller": self.controller,
             "observes": self.observes,
             **self.result.summary(),
+            "acceptance_by_position": self.result.acceptance_by_position(),
             "predicted_tpot_s": self.predicted_tpot_s,
             "measured_over_predicted_tpot": self.measured_tpot_s / self.predicted_tpot_s,
             "acceptance_by_task": self.acceptance_by_task,

@@ -100,7 +100,7 @@ def measure(cell: Cell, seed: int = 0) -> CellResult:
         mode="async",
         jitter=Jitter(path_mean_s=path_s, seed=seed),
         watchdog_s=30.0,
-        keeps_rounds=False,
+        records="none",
         shadows=True,
         checks_draws=False,
     )

@@ -147,7 +147,7 @@ def measure(
         jitter=Jitter(config.draft_sd, config.forward_sd, path_s, seed),
         watchdog_s=30.0,
         priced_row_bits=row_bits,
-        keeps_rounds=False,
+        records="none",
     )
     forward = ForwardTime(1 / cell.ar_tokens_per_s + setting.overhead_s, 0.0, 0.0, 0.0)
     plan = SlotPlan(

@@ -31,7 +31,8 @@ from uara.decoding.models import (
 from uara.decoding.nodes import KernelSettings
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import derive_seed
-from uara.decoding.records import RequestRecord, write_jsonl
+from uara.decoding.record_files import write_parquet
+from uara.decoding.records import RequestRecord
 from uara.decoding.rules import GREEDY, Sampling
 from uara.decoding.scenario import DeviceProfile, Request
 from uara.decoding.server_front import ServerFront, ServerLimits
@@ -177,7 +178,7 @@ def device(
     ] = None,
     pace: Pace = None,
     read_token_s: Annotated[float, typer.Option(min=0, help="per prompt token, with --pace")] = 0.0,
-    records: Annotated[Path | None, typer.Option(help="write records here (JSONL)")] = None,
+    records: Annotated[Path | None, typer.Option(help="write records here (Parquet)")] = None,
 ) -> None:
     """Draft tokens as a phone does, and have a server verify them."""
     if mode not in WIRE_MODES or payload not in PAYLOADS:
@@ -229,7 +230,7 @@ def device(
     done = asyncio.run(run())
     Console().print(_table(done, chosen))
     if records is not None:
-        write_jsonl(records, done)
+        write_parquet(records, done)
     refused = [record for record in done if record.refusal]
     if refused:
         raise UserError(f"{len(refused)} of {len(done)} requests failed: {refused[0].refusal}")

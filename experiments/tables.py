@@ -110,24 +110,32 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def decode_table(rows: Sequence[DecodeRow], title: str) -> Table:
-    """Show the real runs: latency, block efficiency, acceptance, bytes, measured over predicted."""
+    """Show the real runs: latency, acceptance, waste, bytes, idle shares, and the prediction."""
     table = Table(title=f"{title}: real draft/verify runs under the virtual clock")
     table.add_column("controller", overflow="fold")
-    for name in ("E2E (s)", "TTFT (s)", "KV wait (s)", "TPOT (ms)", "tau", "alpha", "up B/token",
-                 "down B/token", "TPOT / predicted", "alpha per task"):  # fmt: skip
+    for name in ("E2E (s)", "p95", "TTFT (s)", "KV wait (s)", "TPOT (ms)", "tau", "alpha",
+                 "by position", "rejected / behind / late", "up B/token", "down B/token",
+                 "idle device / server", "TPOT / predicted", "alpha per task"):  # fmt: skip
         table.add_column(name, justify="right")
     for row in rows:
         s = row.result.summary()
         table.add_row(
             row.controller,
             f"{s['e2e_s']:.2f}",
+            f"{s['e2e_p95_s']:.2f}",
             f"{s['ttft_s']:.2f}",
             f"{s['memory_wait_s']:.2f}",
             f"{1e3 * s['tpot_s']:.0f}",
             f"{s['tokens_per_verification']:.2f}",
             f"{s['acceptance']:.3f}",
+            " ".join(f"{rate:.2f}" for rate in row.result.acceptance_by_position()),
+            " / ".join(
+                f"{s[f'{cause}_tokens'] / max(s['drafted_tokens'], 1):.0%}"
+                for cause in ("rejected", "rolled_back", "late")
+            ),
             f"{s['uplink_bytes_per_token']:.0f}",
             f"{s['downlink_bytes_per_token']:.0f}",
+            f"{s['device_idle']:.0%} / {s['server_idle']:.0%}",
             f"{row.measured_tpot_s / row.predicted_tpot_s:.3f}",
             " ".join(f"{task} {rate:.2f}" for task, rate in row.acceptance_by_task.items()),
         )

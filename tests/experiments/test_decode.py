@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -210,10 +211,10 @@ def test_records_and_timelines_are_left_for_each_controller(
     assert check.unexplained == ()
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         f"{name}-{kind}" for name in ("max_sinr", "least_loaded")
-        for kind in ("requests.jsonl", "rounds.jsonl", "timeline.png")
+        for kind in ("requests.parquet", "rounds.parquet", "frames.parquet", "forwards.parquet",
+                     "timeline.png")
     )  # fmt: skip
-    written = (folder / "max_sinr-requests.jsonl").read_text().splitlines()
-    assert [json.loads(line)["sid"] for line in written] == [0, 1, 2, 3]
+    assert pq.read_table(folder / "max_sinr-requests.parquet")["sid"].to_pylist() == [0, 1, 2, 3]
 
 
 def test_modes_that_real_runs_do_not_have_are_refused(task: TaskConfig, project: Path) -> None:

@@ -52,8 +52,8 @@ def test_the_quickstart_leaves_tables_pictures_records_and_policies(reduced: Pat
     } <= left  # fmt: skip
     for name in ("mappo", "least_loaded"):
         assert {
-            f"decode/{name}-rounds.jsonl",
-            f"decode/{name}-requests.jsonl",
+            f"decode/{name}-rounds.parquet",
+            f"decode/{name}-requests.parquet",
             f"decode/{name}-timeline.png",
         } <= left
     assert any("events.out.tfevents" in name for name in left)

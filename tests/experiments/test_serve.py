@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -98,17 +99,17 @@ def device(port: int, records: Path, *options: str, token: str = "the token") ->
 
 
 def tokens_of(records: Path) -> list[int]:
-    return json.loads(records.read_text().splitlines()[0])["tokens"]
+    return pq.read_table(records)["tokens"].to_pylist()[0]
 
 
 @pytest.mark.slow
 def test_a_killed_server_process_changes_no_token(server: Process, tmp_path: Path) -> None:
     options = ("--tokens", "96", "--mode", "async", "--payload", "id_prob")
-    plain = device(server.port, tmp_path / "plain.jsonl", *options)
+    plain = device(server.port, tmp_path / "plain.parquet", *options)
     assert plain.wait(300) == 0
     # At this rate an answer takes seconds, so that the server is killed in the middle of it.
     slow = device(
-        server.port, tmp_path / "slow.jsonl", *options, "--uplink-bps", "12000", "--rtt-s", "0.1"
+        server.port, tmp_path / "slow.parquet", *options, "--uplink-bps", "12000", "--rtt-s", "0.1"
     )
     before = server.rounds()
     while server.rounds() < before + 3:
@@ -119,8 +120,8 @@ def test_a_killed_server_process_changes_no_token(server: Process, tmp_path: Pat
     again = Process(server.port)
     try:
         assert slow.wait(300) == 0
-        assert tokens_of(tmp_path / "slow.jsonl") == tokens_of(tmp_path / "plain.jsonl")
-        guest = device(again.port, tmp_path / "no.jsonl", token="a guess")
+        assert tokens_of(tmp_path / "slow.parquet") == tokens_of(tmp_path / "plain.parquet")
+        guest = device(again.port, tmp_path / "no.parquet", token="a guess")
         _, told = guest.communicate(timeout=300)
         assert guest.returncode == 2
         assert "the token is wrong or missing" in told

@@ -16,10 +16,9 @@ from typing import Protocol
 
 from uara.decoding import device as dev
 from uara.decoding import server as srv
-from uara.decoding.batcher import Batcher, Forward
+from uara.decoding.batcher import Forward
 from uara.decoding.drafter import Drafter
 from uara.decoding.kv import SequenceModel
-from uara.decoding.links import FluidLink
 from uara.decoding.local_device import LocalState
 from uara.decoding.model_verifier import ModelVerifier
 from uara.decoding.nodes import (
@@ -34,7 +33,7 @@ from uara.decoding.parallel_device import ParallelDeviceState
 from uara.decoding.parallel_session import ParallelSession
 from uara.decoding.protocol import Draft, Format, Frame, Open, Token, Verdict, decode, encode
 from uara.decoding.randomness import Draws
-from uara.decoding.records import Recorder, RequestRecord
+from uara.decoding.records import Recorder, RequestRecord, Work
 from uara.decoding.scenario import (
     DeviceProfile,
     ForeignArrival,
@@ -80,11 +79,11 @@ class VirtualKernel:
             ServerNode(
                 profile,
                 ModelVerifier(target, settings.shadows),
-                self._server_state(index, profile, target),
+                settings.server_state(index, profile, target.vocab_size),
             )
             for index, profile in enumerate(servers)
         ]
-        self.recorder = Recorder(settings.keeps_rounds)
+        self.recorder = Recorder(settings.records)
         self.owner: dict[int, int] = {}
         self.plan: SlotPlan | None = None
         self.plans: list[SlotPlan] = []
@@ -107,19 +106,6 @@ class VirtualKernel:
             event = srv.ForeignLoad(load.rows, load.prefill_tokens)
             self._at(load.time_s, partial(self._step_server, load.server, event))
         self._at(0.0, self._begin_slot)
-
-    def _server_state(
-        self, index: int, profile: ServerProfile, target: SequenceModel
-    ) -> srv.ServerState:
-        settings = self.settings
-        batcher = Batcher(settings.prefill_chunk_tokens, profile.kv_capacity_tokens)
-        return srv.ServerState(
-            index,
-            target.vocab_size,
-            settings.tokenizer_hash,
-            settings.contract.tail_draws,
-            batcher,
-        )
 
     def run(self) -> Recorder:
         """Play events until all requests are finished or the cap is reached; return the records."""
@@ -167,8 +153,8 @@ class VirtualKernel:
                 (node.downlink, plan.downlink_bps[index]),
             ):
                 link.set_rate(float(rate), self.now)
-            self._announce(index, node.uplink, self._uplink_done)
-            self._announce(index, node.downlink, self._downlink_done)
+            self._announce(index, is_up=True)
+            self._announce(index, is_up=False)
             if node.request is not None:
                 self._step_device(index, dev.Replan(draft_length))
                 self._replan_server(node.request.sid, index)
@@ -263,6 +249,7 @@ class VirtualKernel:
         start = max(self.now, node.busy_until_s)
         duration = self._scatter.draft(nominal_s)
         node.work(start, duration, reads=nominal_s > 2 * node.profile.draft_time_s)
+        self.recorder.requests[event.sid].drafted += 1
         state = node.state
         if not isinstance(state, LocalState) and not state.block:
             position = state.position
@@ -323,8 +310,9 @@ class VirtualKernel:
             record.draft_length = len(frame.tokens)
             bits += self.settings.priced_row_bits * len(frame.tokens)
         self.recorder.requests[frame.sid].uplink_bytes += size
-        if node.uplink.push(Parcel(frame.sid, data), bits, self.now):
-            self._announce(index, node.uplink, self._uplink_done)
+        kept = self.recorder.send(frame, size, node.uplink, self.now, is_up=True)
+        if node.uplink.push(Parcel(frame.sid, data, kept), bits, self.now):
+            self._announce(index, is_up=True)
 
     def _send_down(self, server: int, frame: Frame) -> None:
         request = self.recorder.requests[frame.sid]
@@ -335,16 +323,16 @@ class VirtualKernel:
             position = frame.position if isinstance(frame, Token) else frame.base
             self.recorder.round(frame.sid, position).downlink_bytes = size
         downlink = self.devices[request.device].downlink
-        if downlink.push(Parcel(frame.sid, data), 8.0 * size, self.now):
-            self._announce(request.device, downlink, self._downlink_done)
+        kept = self.recorder.send(frame, size, downlink, self.now, is_up=False)
+        if downlink.push(Parcel(frame.sid, data, kept), 8.0 * size, self.now):
+            self._announce(request.device, is_up=False)
 
-    def _announce(
-        self, index: int, link: FluidLink[Parcel], deliver: Callable[[int, int], None]
-    ) -> None:
+    def _announce(self, index: int, *, is_up: bool) -> None:
         """Schedule the next finish of a link of a device."""
+        link = self.devices[index].link(is_up)
         finish = link.next_finish()
         if finish < math.inf:
-            self._at(finish, partial(deliver, index, link.version))
+            self._at(finish, partial(self._served, index, is_up, link.version))
 
     def _one_way_s(self, device: int, sid: int) -> float:
         assert self.plan is not None, "frames travel under a plan"
@@ -352,20 +340,25 @@ class VirtualKernel:
         way_s = self._scatter.path(self.servers[server].profile.rtt_s / 2)
         return self.devices[device].times.travel(way_s)
 
-    def _uplink_done(self, index: int, version: int) -> None:
-        node = self.devices[index]
-        if version != node.uplink.version:
+    def _served(self, index: int, is_up: bool, version: int) -> None:
+        """Let the head of a link go on its way, unless its finish was announced anew."""
+        link = self.devices[index].link(is_up)
+        if version != link.version:
             return
-        parcel = node.uplink.pop(self.now)
-        arrival = max(self.now + self._one_way_s(index, parcel.sid), node.last_arrival_s)
-        node.last_arrival_s = arrival
-        self._at(arrival, partial(self._arrive_up, index, parcel))
-        self._announce(index, node.uplink, self._uplink_done)
+        began_s, parcel = link.began_s, link.pop(self.now)
+        arrival = link.deliver(self.now + self._one_way_s(index, parcel.sid))
+        if parcel.record is not None:
+            parcel.record.serve(began_s, self.now, arrival)
+        arrive = self._arrive_up if is_up else self._arrive_down
+        self._at(arrival, partial(arrive, index, parcel))
+        self._announce(index, is_up=is_up)
 
     def _arrive_up(self, index: int, parcel: Parcel) -> None:
         assert self.plan is not None, "frames travel under a plan"
         frame = decode(parcel.data, self._format)
         if frame.sid in self._closed:
+            if parcel.record is not None:
+                parcel.record.fate = "closed"
             return
         event = srv.Received(frame)
         if isinstance(frame, Open):
@@ -375,17 +368,11 @@ class VirtualKernel:
             event = srv.Received(frame, int(self.plan.draft_length[index]), overlap)
         elif isinstance(frame, Draft) and frame.tokens:
             self.recorder.round(frame.sid, frame.base).uplink_end_s = self.now
+        server = self.servers[self.owner[frame.sid]]
+        before = server.dropped(frame.sid)
         self._step_server(self.owner[frame.sid], event)
-
-    def _downlink_done(self, index: int, version: int) -> None:
-        node = self.devices[index]
-        if version != node.downlink.version:
-            return
-        parcel = node.downlink.pop(self.now)
-        delivery = max(self.now + self._one_way_s(index, parcel.sid), node.last_delivery_s)
-        node.last_delivery_s = delivery
-        self._at(delivery, partial(self._arrive_down, index, parcel))
-        self._announce(index, node.downlink, self._downlink_done)
+        if parcel.record is not None:
+            parcel.record.end(before, server.dropped(frame.sid))
 
     def _arrive_down(self, index: int, parcel: Parcel) -> None:
         frame = decode(parcel.data, self._format)
@@ -399,7 +386,13 @@ class VirtualKernel:
                 node.shadow.compare(node.state.answer.tokens, frame.token, frame.probability)
                 node.draft_s += node.profile.draft_time_s
             self.recorder.close_round(frame.sid, frame.position, 0, self.now)
+        node, epoch = self.devices[index], getattr(frame, "epoch", -1)
+        before = node.dropped
+        is_stale = -1 < epoch < node.epoch
         self._step_device(index, dev.Received(frame))
+        if parcel.record is not None:
+            drops = node.dropped - before
+            parcel.record.end((0, 0), (drops * is_stale, drops * (not is_stale)))
 
     # Servers
 
@@ -457,19 +450,19 @@ class VirtualKernel:
         )
         end = self.now + duration
         node.busy_s += duration
+        self.recorder.forward(forward, index, end, node.idle_since_s)
+        node.idle_since_s = end
         for work in forward.works:
             if not work.draw:
                 continue
-            session = node.state.sessions[work.sid]
-            position = len(work.context)
-            if isinstance(session, ParallelSession) and work.tokens:
-                position = session.acknowledged
-            record = self.recorder.round(work.sid, position)
-            record.server, record.verify_start_s, record.verify_end_s = index, self.now, end
+            session, position = node.state.sessions[work.sid], len(work.context)
+            kind: Work = "verify"
             if not work.tokens:
-                is_first = len(work.context) == self.recorder.requests[work.sid].text_tokens
-                record.work = "prefill" if is_first else "decode"
-                record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
+                is_first = position == self.recorder.requests[work.sid].text_tokens
+                kind = "prefill" if is_first else "decode"
+            elif isinstance(session, ParallelSession):
+                position = session.acknowledged
+            self.recorder.verify(work.sid, position, index, self.now, end, kind)
         self._at(end, partial(self._step_server, index, srv.ForwardDone(outcomes)))
 
     def _judge(self, index: int, effect: srv.JudgeByKeptRow) -> None:
@@ -482,13 +475,9 @@ class VirtualKernel:
             self._measure_loss(node, effect.sid, effect.position)
         session = node.state.sessions[effect.sid]
         assert isinstance(session, ParallelSession), "only parallel sessions keep rows"
-        record = self.recorder.round(
-            effect.sid, session.acknowledged if effect.tokens else effect.position
-        )
-        record.server, record.verify_start_s, record.verify_end_s = index, self.now, self.now
-        if not effect.tokens:
-            record.work = "decode"
-            record.draft_start_s = record.draft_end_s = record.uplink_end_s = self.now
+        position = session.acknowledged if effect.tokens else effect.position
+        kind: Work = "verify" if effect.tokens else "decode"
+        self.recorder.verify(effect.sid, position, index, self.now, self.now, kind)
         self._step_server(index, srv.KeptRowJudged(effect.sid, outcome))
 
     def _measure_loss(self, node: ServerNode, sid: int, position: int) -> None:

@@ -21,6 +21,7 @@ class FluidLink(Generic[Item]):
     Attributes:
         rate_bps: current service rate; 0 stops the link.
         busy_s: time spent serving so far.
+        began_s: when the service of the item at the head began.
         version: grows with every change of the next finish, so that an old announcement of it can
             be told from a valid one.
     """
@@ -28,8 +29,10 @@ class FluidLink(Generic[Item]):
     rate_bps: float = 0.0
     busy_s: float = 0.0
     version: int = 0
+    began_s: float = 0.0
     _queue: deque[tuple[Item, float]] = field(default_factory=deque)
     _served_s: float = 0.0
+    _delivered_s: float = 0.0
 
     @property
     def backlog_bits(self) -> float:
@@ -44,7 +47,7 @@ class FluidLink(Generic[Item]):
         """Queue an item of so many bits; tell whether its service begins at once."""
         is_first = not self._queue
         if is_first:
-            self._served_s = now
+            self._served_s = self.began_s = now
             self.version += 1
         self._queue.append((item, bits))
         return is_first
@@ -65,9 +68,14 @@ class FluidLink(Generic[Item]):
         """Take the head, whose service ends `now`."""
         self.busy_s += now - self._served_s if self.rate_bps > 0 else 0.0
         item, _ = self._queue.popleft()
-        self._served_s = now
+        self._served_s = self.began_s = now
         self.version += 1
         return item
+
+    def deliver(self, time_s: float) -> float:
+        """Return when an item is there that would be at `time_s`: not before those ahead of it."""
+        self._delivered_s = max(self._delivered_s, time_s)
+        return self._delivered_s
 
     def _gained(self, now: float) -> float:
         # An infinite rate serves in no time, by announcing the finish at once.

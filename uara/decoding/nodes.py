@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from uara.decoding.batcher import Batcher
 from uara.decoding.contract import Contract
 from uara.decoding.device import (
     Corrected,
@@ -26,11 +27,14 @@ from uara.decoding.local_device import LocalState, step_local_device
 from uara.decoding.model_verifier import ModelVerifier
 from uara.decoding.overlap import Overlap, overlap_of
 from uara.decoding.parallel_device import ParallelDeviceState, step_parallel_device
+from uara.decoding.parallel_session import ParallelSession
 from uara.decoding.protocol import Open
 from uara.decoding.randomness import Draws, Ledger
+from uara.decoding.records import Records
 from uara.decoding.scenario import DeviceProfile, Request, ServerProfile
 from uara.decoding.server import ServerState
 from uara.decoding.shadow import Shadow
+from uara.decoding.traffic import FrameRecord
 from uara.serving.modes import MODES
 
 AnyDeviceState = DeviceState | ParallelDeviceState | LocalState
@@ -101,7 +105,8 @@ class KernelSettings:
         watchdog_s: a run in which requests are alive and nothing is committed for so long is
             stopped with `StalledRunError`; None: links may be silent for ever.
         priced_row_bits: added to a draft per token, for rows that are priced but not built.
-        keeps_rounds: whether a record of every round is kept.
+        records: what is kept beside the requests: nothing, a record of every round, or of every
+            frame and forward too.
         shadows: whether tokens of the server alone come with their probability, so that devices
             estimate acceptance without speculating.
         checks_draws: whether a draw that decides twice stops the run.
@@ -120,7 +125,7 @@ class KernelSettings:
     jitter: Jitter | None = None
     watchdog_s: float | None = None
     priced_row_bits: float = 0.0
-    keeps_rounds: bool = True
+    records: Records = "rounds"
     shadows: bool = False
     checks_draws: bool = True
 
@@ -150,6 +155,13 @@ class KernelSettings:
             is_lossy=contract.is_lossy,
         )
 
+    def server_state(self, index: int, profile: ServerProfile, vocab_size: int) -> ServerState:
+        """Make the machine of a server."""
+        batcher = Batcher(self.prefill_chunk_tokens, profile.kv_capacity_tokens)
+        return ServerState(
+            index, vocab_size, self.tokenizer_hash, self.contract.tail_draws, batcher
+        )
+
     def first_state(self, mode: str) -> AnyDeviceState:
         """Make the machine of a request that begins in a mode.
 
@@ -172,6 +184,7 @@ class Parcel(msgspec.Struct, frozen=True, gc=False):
 
     sid: int
     data: bytes
+    record: FrameRecord | None = None
 
 
 @dataclass
@@ -190,8 +203,20 @@ class DeviceNode:
     unread_tokens: int = 0
     busy_until_s: float = 0.0
     draft_s: float = 0.0
-    last_delivery_s: float = 0.0
-    last_arrival_s: float = 0.0
+
+    def link(self, is_up: bool) -> FluidLink[Parcel]:
+        """Return the link of a direction."""
+        return self.uplink if is_up else self.downlink
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were stale or came twice."""
+        return self.state.dropped if isinstance(self.state, ParallelDeviceState) else 0
+
+    @property
+    def epoch(self) -> int:
+        """Rejections of the request so far."""
+        return 0 if isinstance(self.state, LocalState) else self.state.epoch
 
     @property
     def overlap(self) -> Overlap | None:
@@ -245,3 +270,11 @@ class ServerNode:
     verifier: ModelVerifier
     state: ServerState
     busy_s: float = 0.0
+    idle_since_s: float = 0.0
+
+    def dropped(self, sid: int) -> tuple[int, int]:
+        """Count a session's frames that were stale, and those that came twice."""
+        session = self.state.sessions.get(sid)
+        if not isinstance(session, ParallelSession):
+            return 0, 0
+        return session.stale, session.duplicates

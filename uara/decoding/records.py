@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
+from uara.decoding.batcher import Forward
 from uara.decoding.branches import Stem
 from uara.decoding.device import Corrected
-from uara.files import whole_file
+from uara.decoding.protocol import Frame
+from uara.decoding.traffic import ForwardRecord, FrameRecord
 
 Work = Literal["prefill", "decode", "verify"]
+Records = Literal["none", "rounds", "all"]
+
+
+class Backlog(Protocol):
+    """A link whose queue can be asked for."""
+
+    def bits_left(self, now: float) -> float:
+        """Compute the bits not served at `now`."""
 
 
 class RoundRecord(msgspec.Struct, kw_only=True):
@@ -67,6 +76,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     tokens: list[int] = []
     accepted: int = 0
     tested: int = 0
+    drafted: int = 0  # draft steps, those of dead epochs included
+    judged: int = 0  # drafted tokens that stood or fell with a verdict
     verifications: int = 0
     verified: int = 0  # tokens that verifications committed
     prompt_bytes: int = 0  # of the opening frame and what was attached to it
@@ -107,6 +118,21 @@ class RequestRecord(msgspec.Struct, kw_only=True):
         return self.accepted / self.tested if self.tested else float("nan")
 
     @property
+    def rejected(self) -> int:
+        """Draft tokens that were tested and did not pass."""
+        return self.tested - self.accepted
+
+    @property
+    def rolled_back(self) -> int:
+        """Draft tokens behind a rejected one, thrown away with it."""
+        return self.judged - self.tested
+
+    @property
+    def late(self) -> int:
+        """Draft tokens that no verdict has met: of a dead epoch, or behind the answer's end."""
+        return self.drafted - self.judged
+
+    @property
     def hit_rate(self) -> float:
         """Share of corrections that a branch foresaw; nan if no branch was drafted for any."""
         return self.guessed_corrections / self.corrections if self.corrections else float("nan")
@@ -135,14 +161,18 @@ class Recorder:
     """Collects records while a run goes on; rounds are named by (sid, position).
 
     Attributes:
-        keeps_rounds: False to count rounds without keeping a record of each.
+        level: what is kept beside the requests.
         requests: by id.
         rounds: in the order of their ends.
+        frames: in the order in which they were sent.
+        forwards: in the order of their starts.
     """
 
-    keeps_rounds: bool = True
+    level: Records = "rounds"
     requests: dict[int, RequestRecord] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
+    frames: list[FrameRecord] = field(default_factory=list)
+    forwards: list[ForwardRecord] = field(default_factory=list)
     _open: dict[tuple[int, int], RoundRecord] = field(default_factory=dict)
     _branches: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
 
@@ -153,6 +183,51 @@ class Recorder:
             device = self.requests[sid].device
             self._open[key] = RoundRecord(sid=sid, device=device, position=position)
         return self._open[key]
+
+    def verify(
+        self, sid: int, position: int, server: int, start_s: float, end_s: float, work: Work
+    ) -> None:
+        """Note when and where a round was verified, or a token decoded without any draft."""
+        record = self.round(sid, position)
+        record.server, record.verify_start_s, record.verify_end_s = server, start_s, end_s
+        if work != "verify":
+            record.work = work
+            record.draft_start_s = record.draft_end_s = record.uplink_end_s = start_s
+
+    def send(
+        self, frame: Frame, size: int, link: Backlog, now: float, *, is_up: bool
+    ) -> FrameRecord | None:
+        """Begin the record of a frame, if those are kept."""
+        if self.level != "all":
+            return None
+        record = FrameRecord(
+            sid=frame.sid,
+            device=self.requests[frame.sid].device,
+            is_up=is_up,
+            kind=type(frame).__name__,
+            size=size,
+            epoch=getattr(frame, "epoch", -1),
+            backlog_bits=link.bits_left(now),
+            enqueue_s=now,
+        )
+        self.frames.append(record)
+        return record
+
+    def forward(self, forward: Forward, server: int, end_s: float, idle_since_s: float) -> None:
+        """Keep a record of a forward, if those are kept."""
+        if self.level == "all":
+            self.forwards.append(
+                ForwardRecord(
+                    server=server,
+                    start_s=forward.started_s,
+                    end_s=end_s,
+                    rows=forward.rows,
+                    new_tokens=forward.new_tokens,
+                    context_tokens=forward.context_tokens,
+                    works=len(forward.works),
+                    idle_before_s=forward.started_s - idle_since_s,
+                )
+            )
 
     def close_round(
         self, sid: int, position: int, accepted: int, now: float, *, has_bonus: bool = True
@@ -168,11 +243,12 @@ class Recorder:
         """
         record = self._open.pop((sid, position))
         record.accepted, record.downlink_end_s = accepted, now
-        if self.keeps_rounds:
+        if self.level != "none":
             self.rounds.append(record)
         request = self.requests[sid]
         request.accepted += accepted
         request.tested += record.tested
+        request.judged += record.draft_length
         if record.draft_length > 0:
             request.verifications += 1
             request.verified += accepted + 1 if has_bonus else record.tested
@@ -248,10 +324,3 @@ class Recorder:
                     request.first_token_s = now
                 request.end_s = request.finish_s = now
                 request.is_capped = True
-
-
-def write_jsonl(path: Path, records: Sequence[msgspec.Struct]) -> None:
-    """Write one JSON object per line; the file appears whole or not at all."""
-    lines = b"\n".join(msgspec.json.encode(record) for record in records)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(lines + b"\n")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +16,7 @@ from uara.decoding.kv import TransformerModel
 from uara.decoding.models import ModelPair, tokenizer_hash
 from uara.decoding.protocol import RuleCode
 from uara.decoding.randomness import derive_seed
-from uara.decoding.records import RequestRecord, RoundRecord
+from uara.decoding.records import Records, RequestRecord, RoundRecord
 from uara.decoding.refusals import check_supported
 from uara.decoding.rules import GREEDY, Sampling
 from uara.decoding.scenario import ForeignArrival, Request, SlotPlan
@@ -25,6 +26,7 @@ from uara.decoding.state_view import (
     device_profiles,
     server_profiles,
 )
+from uara.decoding.traffic import ForwardRecord, FrameRecord
 from uara.decoding.verifier import Contract
 from uara.errors import UserError
 from uara.network import Controller
@@ -66,6 +68,11 @@ class DecodingConfig(BaseModel):
     check_draws: bool = Field(
         False, description="keep every draw that decided a token, and stop if one decides twice"
     )
+    records: Records = Field(
+        "all",
+        description="kept beside the requests: `none`, one per round, or `all`: one per frame and "
+        "forward too",
+    )
     fallback: FallbackConfig | None = Field(
         None,
         description="choose draft lengths per request from running estimates, beginning with the "
@@ -89,6 +96,9 @@ class DecodingResult:
         duration_s: of the run, on the virtual clock.
         is_lossy: whether residuals were cut, so that the tokens' law is not the target's.
         plans: of each slot.
+        frames: in the order in which they were sent; kept with `records: all`.
+        forwards: in the order of their starts; likewise.
+        device_busy: per device, the share of its requests' time spent drafting; nan without any.
     """
 
     requests: list[RequestRecord]
@@ -99,6 +109,9 @@ class DecodingResult:
     duration_s: float
     is_lossy: bool = False
     plans: list[SlotPlan] = field(default_factory=list)
+    frames: list[FrameRecord] = field(default_factory=list)
+    forwards: list[ForwardRecord] = field(default_factory=list)
+    device_busy: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Compute means over requests, and ratios of sums over the run."""
@@ -113,6 +126,9 @@ class DecodingResult:
             "ttft_s": _ratio(sum(record.ttft_s for record in requests), count),
             "tpot_s": _ratio(sum(record.tpot_s for record in requests), count),
             "e2e_s": _ratio(sum(record.e2e_s for record in requests), count),
+            "ttft_p95_s": _p95([record.ttft_s for record in requests]),
+            "tpot_p95_s": _p95([record.tpot_s for record in requests]),
+            "e2e_p95_s": _p95([record.e2e_s for record in requests]),
             "memory_wait_s": _ratio(sum(record.memory_wait_s for record in requests), count),
             "acceptance": _ratio(accepted, tested),
             "tokens_per_verification": _ratio(
@@ -122,10 +138,29 @@ class DecodingResult:
                 sum(r.uplink_bytes - r.prompt_bytes for r in requests), tokens
             ),
             "downlink_bytes_per_token": _ratio(sum(r.downlink_bytes for r in requests), tokens),
-            "wasted_tokens": sum(record.wasted for record in self.rounds),
+            "drafted_tokens": sum(record.drafted for record in requests),
+            "accepted_tokens": accepted,
+            "rejected_tokens": tested - accepted,
+            "rolled_back_tokens": sum(record.rolled_back for record in requests),
+            "late_tokens": sum(record.late for record in requests),
+            "device_idle": 1 - _mean(self.device_busy),
+            "server_idle": 1 - _mean(self.server_busy),
             "capped": sum(record.is_capped for record in requests),
             "handovers": sum(record.handovers for record in requests),
         } | (self._bias(requests, tokens) if self.is_lossy else {})
+
+    def acceptance_by_position(self) -> list[float]:
+        """Compute, per place in a draft, the share of tokens tested there that passed."""
+        tested: list[int] = []
+        passed: list[int] = []
+        for record in self.rounds:
+            while len(tested) < record.tested:
+                tested.append(0)
+                passed.append(0)
+            for i in range(record.tested):
+                tested[i] += 1
+                passed[i] += i < record.accepted
+        return [own / whole for own, whole in zip(passed, tested, strict=True)]
 
     def _bias(self, requests: Sequence[RequestRecord], tokens: int) -> dict[str, float]:
         """Compute how far a lossy run may be from the target's law.
@@ -143,6 +178,27 @@ class DecodingResult:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
+
+
+def _p95(values: Sequence[float]) -> float:
+    return float(np.quantile(values, 0.95)) if values else math.nan
+
+
+def _mean(shares: Sequence[float]) -> float:
+    known = [share for share in shares if not math.isnan(share)]
+    return _ratio(sum(known), len(known))
+
+
+def _device_busy(kernel: VirtualKernel) -> list[float]:
+    """Divide each device's time of drafting by the time in which it had a request."""
+    alive_s = [0.0] * len(kernel.devices)
+    for record in kernel.recorder.requests.values():
+        alive_s[record.device] += record.finish_s - record.start_s
+    # The last draft step of an answer may end behind it.
+    return [
+        min(_ratio(node.draft_s, own_s), 1.0)
+        for node, own_s in zip(kernel.devices, alive_s, strict=True)
+    ]
 
 
 def run_decoding(
@@ -198,6 +254,9 @@ def run_decoding(
     return DecodingResult(
         requests=[recorder.requests[sid] for sid in sorted(recorder.requests)],
         rounds=recorder.rounds,
+        frames=recorder.frames,
+        forwards=recorder.forwards,
+        device_busy=_device_busy(kernel),
         controller=controller.name,
         pair=pair.name,
         server_busy=[min(_ratio(node.busy_s, kernel.now), 1.0) for node in kernel.servers],
@@ -249,6 +308,7 @@ def kernel_settings(
         tokenizer_hash=tokenizer_hash(pair.tokenizer),
         drain_slots=config.drain_slots,
         checks_draws=config.check_draws,
+        records=config.records,
         mode=physics.config.mode,
         window=physics.config.window,
         shadows=config.fallback is not None,

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -21,7 +21,8 @@ from uara.control.rules import RuleController
 from uara.decoding.exactness import check_greedy_exact
 from uara.decoding.kv import TransformerModel
 from uara.decoding.models import ModelPair, Prompt
-from uara.decoding.records import RoundRecord, write_jsonl
+from uara.decoding.record_files import write_parquet
+from uara.decoding.records import RoundRecord
 from uara.decoding.requests import make_requests
 from uara.decoding.run import DecodingConfig, DecodingResult, run_decoding
 from uara.decoding.scenario import ForeignArrival, Request
@@ -337,9 +338,9 @@ def test_prompts_become_requests_of_all_tasks_in_turn(pair: ModelPair) -> None:
 
 
 def test_records_are_written_whole(tmp_path: Path) -> None:
-    path = tmp_path / "rounds.jsonl"
-    write_jsonl(path, [RoundRecord(sid=1, device=2, accepted=3), RoundRecord(sid=4, device=5)])
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["sid"] for line in lines] == [1, 4]
-    assert lines[0]["accepted"] == 3
-    assert [entry.name for entry in tmp_path.iterdir()] == ["rounds.jsonl"]
+    path = tmp_path / "rounds.parquet"
+    write_parquet(path, [RoundRecord(sid=1, device=2, accepted=3), RoundRecord(sid=4, device=5)])
+    rows = pq.read_table(path).to_pylist()
+    assert [row["sid"] for row in rows] == [1, 4]
+    assert rows[0]["accepted"] == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rounds.parquet"]
