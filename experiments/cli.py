@@ -54,9 +54,11 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the config")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="write the result to this file")]
-DraftModel = Annotated[str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME")]
+DraftModel = Annotated[
+    str | None, typer.Option(help="folder of a draft model, or hub:OWNER/NAME@COMMIT")
+]
 TargetModel = Annotated[
-    str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME")
+    str | None, typer.Option(help="folder of a target model, or hub:OWNER/NAME@COMMIT")
 ]
 
 

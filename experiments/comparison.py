@@ -37,7 +37,7 @@ from uara.radio.bank import ChannelBank
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
-Source = Path | str  # folder of a model, or `hub:OWNER/NAME`
+Source = Path | str  # folder of a model, or `hub:OWNER/NAME@COMMIT`
 
 SHIPPED_PROMPTS = PROJECT / "checkpoints" / "pair" / "prompts.jsonl"
 REFERENCE = "greedy_latency"
@@ -126,8 +126,8 @@ def decode_with(
         policy: trained policy.
         rules: names; the task's by default.
         folder: where `<controller>-{requests,rounds,frames,forwards}.parquet` and the timeline go.
-        draft: folder of another draft model, or `hub:OWNER/NAME`.
-        target: folder of another target model, or `hub:OWNER/NAME`.
+        draft: folder of another draft model, or `hub:OWNER/NAME@COMMIT`.
+        target: folder of another target model, or `hub:OWNER/NAME@COMMIT`.
         prompts: decode set.
         on_wall: if given, every run is played again in real processes, and this is told how it
             compares.

@@ -37,10 +37,10 @@ def plan(
         bool, typer.Option("--execute", help="run the plan with a real pair of models as well")
     ] = False,
     draft: Annotated[
-        str | None, typer.Option(help="folder of the draft model, or hub:OWNER/NAME")
+        str | None, typer.Option(help="folder of the draft model, or hub:OWNER/NAME@COMMIT")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="folder of the target model, or hub:OWNER/NAME")
+        str | None, typer.Option(help="folder of the target model, or hub:OWNER/NAME@COMMIT")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write the result to this file")

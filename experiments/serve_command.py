@@ -72,7 +72,7 @@ def serve(
     ] = None,
     pair: PairFolder = SHIPPED_PAIR_FOLDER,
     target: Annotated[
-        str | None, typer.Option(help="target alone: folder, or hub:OWNER/NAME")
+        str | None, typer.Option(help="target alone: folder, or hub:OWNER/NAME@COMMIT")
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="URL of a completion endpoint that holds the target")
@@ -155,7 +155,7 @@ def device(
     server: Annotated[str, typer.Option(help="HOST:PORT of the server")] = "127.0.0.1:7070",
     pair: PairFolder = SHIPPED_PAIR_FOLDER,
     draft: Annotated[
-        str | None, typer.Option(help="draft alone: folder, or hub:OWNER/NAME")
+        str | None, typer.Option(help="draft alone: folder, or hub:OWNER/NAME@COMMIT")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="decode set (JSONL)")] = None,
     count: Annotated[int, typer.Option(min=1, help="requests, one after the other")] = 4,

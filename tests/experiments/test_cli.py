@@ -152,7 +152,8 @@ def test_a_name_on_a_hub_is_taken_as_such(
         raise OSError("offline")
 
     monkeypatch.setattr("uara.decoding.models.AutoTokenizer.from_pretrained", load)
-    line = refused(uara, "decode", "task.yaml", "--draft", "hub:a/small", "--target", "hub:a/big")
+    small, big = (f"hub:a/{name}@{'0' * 40}" for name in ("small", "big"))
+    line = refused(uara, "decode", "task.yaml", "--draft", small, "--target", big)
     assert asked == ["a/small"]
     assert "hub:a/small" in line
 

@@ -141,7 +141,10 @@ class TransformerModel:
         # Padded queries are thrown away; a clamped position keeps them inside the model's table.
         positions = positions.clamp(max=self.context_tokens - 1)
         ragged = len(set(past)) > 1 or len(set(new)) > 1
-        cache = _gather(caches, longest_past) if longest_past else DynamicCache()
+        if len(caches) == 1:
+            cache = DynamicCache(caches[0].layers or None)
+        else:
+            cache = _gather(caches, longest_past) if longest_past else DynamicCache()
         output = self._model(
             input_ids=ids,
             attention_mask=mask if ragged else None,
@@ -149,7 +152,11 @@ class TransformerModel:
             past_key_values=cache,
             use_cache=True,
         )
-        for i, own in enumerate(caches):
+        if len(caches) == 1:
+            # Nothing is padded: the model has joined old and new itself.
+            layers = output.past_key_values.layers
+            caches[0].layers = [(layer.keys, layer.values) for layer in layers]
+        for i, own in enumerate(caches if len(caches) > 1 else ()):
             end = longest_past + new[i]
             own.append(
                 [

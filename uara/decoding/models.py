@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from uara.errors import UserError
 
 SHIPPED_PAIR_FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "pair"
 HUB_PREFIX = "hub:"
+HUB_FORM = f"{HUB_PREFIX}OWNER/NAME@COMMIT"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def load_pair(
     """Load any two causal language models that share one tokenizer.
 
     Args:
-        draft: Folder of the small model in the transformers format, or `hub:OWNER/NAME`.
-        target: Folder of the large model, or `hub:OWNER/NAME`.
+        draft: Folder of the small model in the transformers format, or `hub:OWNER/NAME@COMMIT`.
+        target: Folder of the large model, or `hub:OWNER/NAME@COMMIT`.
         dtype: Type of the weights in memory; float64 makes runs comparable across batch sizes.
 
     Returns:
@@ -169,18 +171,33 @@ def _is_hub_name(source: Path | str) -> bool:
 
 
 def _short_name(source: Path | str) -> str:
-    return str(source).removeprefix(HUB_PREFIX) if _is_hub_name(source) else Path(source).name
+    return _hub_name_and_commit(source)[0] if _is_hub_name(source) else Path(source).name
+
+
+def _hub_name_and_commit(source: Path | str) -> tuple[str, str]:
+    """Split a hub name; what is behind a branch or a tag may change, so only commits are taken."""
+    name, _, commit = str(source).removeprefix(HUB_PREFIX).partition("@")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise UserError(
+            f"hub model '{source}' names no commit, and what a hub holds may change; give "
+            f"{HUB_FORM} with the 40 hex digits of a commit"
+        )
+    return name, commit
+
+
+def _revision(source: Path | str) -> str | None:
+    return _hub_name_and_commit(source)[1] if _is_hub_name(source) else None
 
 
 def _location(source: Path | str) -> str:
     """Return what transformers is asked for: a hub name, or a folder that holds a model."""
     if _is_hub_name(source):
-        return str(source).removeprefix(HUB_PREFIX)
+        return _hub_name_and_commit(source)[0]
     folder = Path(source)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"no model at '{source}': a folder with config.json and model.safetensors is "
-            f"expected; give such a folder, or {HUB_PREFIX}OWNER/NAME"
+            f"expected; give such a folder, or {HUB_FORM}"
         )
     return str(folder)
 
@@ -201,7 +218,9 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config["pad_token_id"])
         return tokenizer
     try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            location, revision=_revision(source) or "main", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _unreadable("tokenizer", source, error) from error
 
@@ -216,7 +235,11 @@ def load_model(source: Path | str, dtype: torch.dtype = torch.float32) -> PreTra
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            _location(source), dtype=dtype, trust_remote_code=False, use_safetensors=True
+            _location(source),
+            revision=_revision(source) or "main",
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise _unreadable("model", source, error) from error

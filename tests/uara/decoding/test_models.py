@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from uara.decoding.models import (
     SHIPPED_PAIR_FOLDER,
     ModelPair,
+    load_model,
     load_pair,
     load_prompts,
     shipped_pair,
@@ -152,3 +153,32 @@ def test_the_frozen_prompts_leave_room_for_an_answer(shipped: ModelPair) -> None
         assert sum(prompt.task == task for prompt in prompts) >= 20
     assert max(len(shipped.encode(prompt.text)) for prompt in prompts) <= 160
     assert shipped.context_tokens >= 512
+
+
+@pytest.mark.parametrize("name", ["hub:a/b", "hub:a/b@main", "hub:a/b@" + "0" * 39])
+def test_a_hub_model_without_a_commit_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(UserError, match=r"names no commit.*give hub:OWNER/NAME@COMMIT") as caught:
+        load_pair(name, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_models_are_loaded_at_their_commit_and_never_run_code_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def note(name: str, **options: object) -> None:
+        asked.append((name, options))
+        raise OSError("no hub here")
+
+    monkeypatch.setattr("uara.decoding.models.AutoTokenizer.from_pretrained", note)
+    monkeypatch.setattr("uara.decoding.models.AutoModelForCausalLM.from_pretrained", note)
+    commit = "0123456789abcdef" * 2 + "01234567"
+    with pytest.raises(UserError, match=r"cannot be read \(no hub here\)"):
+        load_pair(f"hub:own/small@{commit}", f"hub:own/big@{commit}")
+    with pytest.raises(UserError, match=r"cannot be read \(no hub here\)"):
+        load_model(f"hub:own/big@{commit}", torch.float32)
+    assert [name for name, _ in asked] == ["own/small", "own/big"]
+    for _, options in asked:
+        assert options["revision"] == commit
+        assert options["trust_remote_code"] is False
