@@ -37,6 +37,28 @@ def cluster_means(values: ArrayLike, cluster: ArrayLike) -> NDArray[np.float64]:
     return np.bincount(index, weights=values) / np.bincount(index, minlength=len(labels))
 
 
+def crossed_cells(
+    values: ArrayLike, world: ArrayLike, seed: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Average the episodes of each world and training seed, (W, S).
+
+    Worlds that miss an episode under some seed are left out: they would tilt the comparison of
+    seeds. Without seeds S is 1.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    worlds = np.asarray(world)
+    seeds = np.zeros(len(values)) if seed is None else np.asarray(seed)
+    columns = np.unique(seeds)
+    shared = [w for w in np.unique(worlds) if len(np.unique(seeds[worlds == w])) == len(columns)]
+    if not shared:
+        return np.empty((0, len(columns)))
+    kept = np.isin(worlds, shared)
+    return np.stack(
+        [cluster_means(values[kept & (seeds == s)], worlds[kept & (seeds == s)]) for s in columns],
+        axis=1,
+    )
+
+
 def mean_interval(
     values: ArrayLike, world: ArrayLike, seed: ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
@@ -52,28 +74,18 @@ def mean_interval(
         seed: (N,) labels of training seeds; none where nothing was trained.
         level: confidence.
     """
-    values = np.asarray(values, dtype=np.float64)
-    worlds = np.asarray(world)
-    seeds = np.zeros(len(values)) if seed is None else np.asarray(seed)
-    columns = np.unique(seeds)
-    # Worlds that miss an episode under some seed would tilt the comparison of seeds.
-    shared = [w for w in np.unique(worlds) if len(np.unique(seeds[worlds == w])) == len(columns)]
-    if not shared:
+    cells = crossed_cells(values, world, seed)
+    if cells.size == 0:
         return Interval(np.nan, -np.inf, np.inf)
-    kept = np.isin(worlds, shared)
-    cells = np.stack(
-        [cluster_means(values[kept & (seeds == s)], worlds[kept & (seeds == s)]) for s in columns],
-        axis=1,
-    )
     centre = float(cells.mean())
-    if len(shared) < 2:
+    if len(cells) < 2:
         return Interval(centre, -np.inf, np.inf)
-    variance, freedom = _variance_of_mean(cells)
+    variance, freedom = variance_of_mean(cells)
     half = float(stats.t.ppf(0.5 + level / 2, freedom)) * float(np.sqrt(variance))
     return Interval(centre, centre - half, centre + half)
 
 
-def _variance_of_mean(cells: NDArray[np.float64]) -> tuple[float, float]:
+def variance_of_mean(cells: NDArray[np.float64]) -> tuple[float, float]:
     """Estimate the variance of the mean of a crossed table (W, S), and its degrees of freedom.
 
     Mean squares of the two-way random-effects layout: (MS_W + MS_S - MS_E) / (W S), with the
