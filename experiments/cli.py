@@ -24,6 +24,7 @@ from experiments.config import (
 )
 from experiments.plan import PlanTask
 from experiments.plan_command import plan
+from experiments.report_command import report
 from experiments.runs import provenance, write_json
 from experiments.scores_command import scores
 from experiments.serve_command import device, serve
@@ -47,6 +48,7 @@ app.command()(tasks)
 app.command()(tune)
 app.command()(serve)
 app.command()(device)
+app.command()(report)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 Config = Annotated[Path, typer.Argument(help="config file (YAML)")]
