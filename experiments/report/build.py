@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _tasks(groups: Mapping[str, list[TrainedRun]]) -> list[TaskResults]:
     return list(tasks.values())
 
 
-def _play(task: TaskResults, episodes: int | None) -> Any:
+def _play(task: TaskResults, episodes: int | None) -> Iterator[None]:
     """Fill in the rows of policies and rules, yielding after each."""
     physics = Physics.of(task.config.physics)
     for name, runs in task.groups.items():
@@ -206,7 +206,7 @@ def score_table(task: TaskResults) -> Table:
             reference = repeat(reference, seeds) if seeds > 1 else reference
         else:
             reference = None
-        row = evaluation_row(pooled, reference)
+        row: dict[str, Any] = evaluation_row(pooled, reference)
         iqm, better = _robust(pooled, reference)
         cells.append(
             (

@@ -33,7 +33,8 @@ def draw_decision_map(
     # Later dots hide earlier ones; in a mixed order no server hides the others.
     order = np.random.default_rng(0).permutation(len(server))
     colours = [server_colour(int(e)) for e in server[order]]
-    axes.scatter(*position_m[order].T, c=colours, s=9, alpha=0.55, lw=0, rasterized=True)
+    x, y = position_m[order].T
+    axes.scatter(x, y, c=colours, s=9, alpha=0.55, lw=0, rasterized=True)
     draw_sites(axes, site_position_m, reach)
     counts = np.bincount(server, minlength=len(site_position_m))
     share = counts / max(counts.sum(), 1)

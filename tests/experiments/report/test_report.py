@@ -38,6 +38,7 @@ class Page(HTMLParser):
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag's identifier and references."""
         self.tags.append(tag)
         if tag not in VOID:
             self._open.append(tag)
@@ -48,14 +49,17 @@ class Page(HTMLParser):
                 self.references.append(value)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take a tag that closes itself."""
         self.handle_starttag(tag, attrs)
         if tag not in VOID:
             self._open.pop()
 
     def handle_endtag(self, tag: str) -> None:
+        """Close the tag that was opened last."""
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        """Keep the text."""
         self.text.append(data)
 
 
