@@ -89,8 +89,8 @@ def find_runs(folders: Sequence[Path]) -> dict[str, list[TrainedRun]]:
         other = [r for r in runs if r.config.model_copy(update={"seed": 0}) != first]
         if other:
             raise UserError(
-                f"{runs[0].folder} and {other[0].folder} are both named '{name}' but differ in more "
-                "than the seed; rename one or leave it out"
+                f"{runs[0].folder} and {other[0].folder} are both named '{name}' but differ in "
+                "more than the seed; rename one or leave it out"
             )
     return groups
 
