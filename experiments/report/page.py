@@ -9,10 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from experiments.runs import write_text
-from uara.figures.svg import svg_text
+from uara.figures.svg import Figure, svg_text
 
 
 @dataclass(frozen=True)

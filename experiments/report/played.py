@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from experiments.config import TaskConfig
 from experiments.evaluation import episode_keys, make_world
 from uara.figures.decision_map import draw_decision_map
-from uara.figures.network_map import draw_network
+from uara.figures.network_map import network_figure
+from uara.figures.svg import Figure
 from uara.local_prediction import server_load
 from uara.network import Controller, NetworkState
 from uara.radio.bank import ChannelBank
@@ -81,10 +81,8 @@ def play_world(controller: Controller, task: TaskConfig, bank: ChannelBank) -> P
 
 def _draw_map(state: NetworkState, site_position_m: NDArray[np.float32]) -> Figure:
     """Draw the first network of a state."""
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     age_s = state.age_s.masked_fill(~state.has_request, torch.nan)
-    draw_network(
-        figure.add_subplot(),
+    return network_figure(
         site_position_m=site_position_m,
         device_position_m=state.position_m[0].numpy(),
         server=state.server[0].numpy(),
@@ -92,4 +90,3 @@ def _draw_map(state: NetworkState, site_position_m: NDArray[np.float32]) -> Figu
         server_load=(server_load(state).requests / state.num_devices)[0].numpy(),
         title=f"t = {float(state.time_s[0]):.1f} s",
     )
-    return figure

@@ -215,6 +215,13 @@ def draw_network(
     return _image(figure)
 
 
+def network_figure(**network: Any) -> Figure:
+    """Draw a network as `draw_network` does, as a figure of its own for a page."""
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    draw_network(figure.add_subplot(), **network)
+    return figure
+
+
 def _draw_devices(
     ax: Axes, device: NDArray[Any], linked: NDArray[Any], latency_s: NDArray[Any]
 ) -> None:

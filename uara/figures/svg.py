@@ -8,6 +8,8 @@ import re
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+__all__ = ["Figure", "svg_text"]  # pages name the type of a picture without its library
+
 
 def svg_text(figure: Figure, name: str) -> str:
     """Render a figure as an SVG element that scales with the width it is given.
