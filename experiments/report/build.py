@@ -31,11 +31,11 @@ from uara.radio.bank import ChannelBank
 Progress = Callable[[int, int], None]
 
 CURVES = {
-    "eval/e2e_latency_s": "mean E2E latency on validation episodes (s)",
-    "rollout/reward": "reward of a network and slot",
-    "rollout/handovers": "handovers per finished request, while exploring",
-    "train/explained_variance": "explained variance of the value targets",
-    "train/entropy_server": "entropy of the server choice (nat)",
+    "eval/e2e_latency_s": "validation E2E latency (s)",
+    "rollout/reward": "reward per network and slot",
+    "rollout/handovers": "handovers per request, exploring",
+    "train/explained_variance": "explained variance of values",
+    "train/entropy_server": "entropy of server choice (nat)",
     "train/approx_kl": "divergence of an update (nat)",
 }
 DISTRIBUTIONS = {

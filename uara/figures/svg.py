@@ -30,5 +30,5 @@ def svg_text(figure: Figure, name: str) -> str:
     head, body = element.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
     # Clip paths and markers of several figures share one name space in a page.
-    body = re.sub(r'(id="|#)([A-Za-z0-9_.-]+)(?=["\)])', rf"\g<1>{name}-\g<2>", body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
     return f"{head}>{body}"

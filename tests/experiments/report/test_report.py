@@ -98,6 +98,7 @@ def test_an_svg_is_the_same_each_time_and_keeps_its_identifiers_to_itself() -> N
     }
     assert used
     assert used <= set(ids)
+    assert "fill: #ffffff" in one  # the paper; colours are no identifiers
 
 
 def test_every_text_is_escaped() -> None:
