@@ -30,7 +30,9 @@ class ActionValue(nn.Module):
     A row of device m and candidate server e sees: its own pair with its own continuous values; the
     other devices on e with what they chose (a sum, so that it counts them); the other devices of
     the network (a mean); the servers (a mean). It gives a value for each draft length. A device
-    without a request makes no choice: its rows see the others only.
+    without a request makes no choice: its rows see the others only. What all choices of a device
+    have in common is a value of its own: while it sinks to the level of the returns, choices that
+    are rarely played would else lag behind and look better than they are.
     """
 
     def __init__(
@@ -58,6 +60,9 @@ class ActionValue(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.hidden_layer = make_linear(width, width, gain)
         self.hidden_norm = nn.LayerNorm(width)
+        self.base_layer = make_linear(width, width, gain)
+        self.base_norm = nn.LayerNorm(width)
+        self.base_head = make_linear(width, 1, 1.0)
         # At first all choices are worth the same, so that the actor follows nothing made up.
         self.value_head = make_linear(width, self.num_lengths, 0.01)
 
@@ -75,6 +80,7 @@ class ActionValue(nn.Module):
             far,
             observation,
         )
+        row = row + self._base(linear, far, observation)
         if action.draft_length is None:
             return row.squeeze(2).squeeze(-1)
         chosen = row.squeeze(2).gather(-1, action.draft_length.unsqueeze(-1)).squeeze(-1)
@@ -90,6 +96,7 @@ class ActionValue(nn.Module):
             shares: (B, M, C, K) continuous values of each candidate.
         """
         linear = self.embedding.linear_part(observation)
+        every = linear
         presence = self._presence(observation, others)
         own = _at_own_server(linear, others, presence)
         near, far = self._others(
@@ -98,7 +105,8 @@ class ActionValue(nn.Module):
         if others.server is None:
             linear = own.unsqueeze(2)
             near = _at_own_server(near, others, presence).unsqueeze(2)
-        return self._rows(linear, shares, near, far, observation)
+        rows = self._rows(linear, shares, near, far, observation)
+        return rows + self._base(every, far, observation)
 
     def _others(
         self,
@@ -137,6 +145,21 @@ class ActionValue(nn.Module):
         hidden = self.activation(self.hidden_norm(self.hidden_layer(hidden)))
         value: Tensor = self.value_head(hidden)
         return value
+
+    def _base(self, linear: Tensor, far: Tensor, observation: Observation) -> Tensor:
+        """Value what all choices of a device have in common, (B, M, 1, 1).
+
+        Args:
+            linear: (B, M, E, H) of all pairs.
+            far: (B, M, H) others anywhere.
+            observation: B networks.
+        """
+        active = observation.active.unsqueeze(-1).to(linear.dtype)
+        own = self.embedding.finish(linear.mean(2)) * active
+        servers = self.server_layer(observation.server).mean(1).unsqueeze(1)
+        hidden = self.activation(self.base_norm(self.base_layer(own) + far + servers))
+        base: Tensor = self.base_head(hidden)
+        return base.unsqueeze(-1)
 
     def _of_shares(self, shares: Tensor) -> Tensor | float:
         """Embed continuous values (..., K), which are in [0, 1]."""
