@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 PEER_VENV := .venv-mobile-env
 RT_VENV := .venv-channels-rt
 TF_VENV := .venv-channels-tf
+TORCHRL := .peers-torchrl
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: install quickstart results test test-all lint benchmark benchmark-peers channels-rt \
-	channels-tf clean
+.PHONY: install quickstart results test test-all lint benchmark benchmark-peers benchmark-training \
+	channels-rt channels-tf clean
 
 install: $(STAMP)
 
@@ -50,6 +51,15 @@ $(PEER_VENV)/.installed:
 benchmark: install benchmark-peers
 	$(BIN)/python -m benchmarks.env_speed
 
+# TorchRL goes into a folder of its own that only this benchmark puts on its path; torch is ours.
+benchmark-training: install $(TORCHRL)/.installed
+	$(BIN)/python -m benchmarks.training_speed
+
+$(TORCHRL)/.installed:
+	$(BIN)/python -m pip install --quiet --target $(TORCHRL) --no-deps torchrl==0.14.1 \
+	  tensordict==0.14.3 pyvers==0.2.3 hoptorch cloudpickle
+	touch $@
+
 # Two further channel builders, each in an environment of its own, since their pins clash with ours.
 # `uara channels build TASK --backend rt --python .venv-channels-rt/bin/python` uses the first.
 channels-rt: $(RT_VENV)/.installed
@@ -73,4 +83,4 @@ $(TF_VENV)/.installed: constraints-channels-tf.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) $(RT_VENV) $(TF_VENV) runs banks
+	rm -rf $(VENV) $(PEER_VENV) $(RT_VENV) $(TF_VENV) $(TORCHRL) runs banks
