@@ -126,6 +126,8 @@ class TransformerModel:
     def forward(self, feeds: Sequence[Feed]) -> list[Floats]:
         """Extend each cache by its tokens in one forward; see `SequenceModel`."""
         caches = [_key_value_cache(feed) for feed in feeds]
+        if len(feeds) == 1:
+            return [self._forward_alone(feeds[0], caches[0])]
         past = [cache.length for cache in caches]
         new = [len(feed.tokens) for feed in feeds]
         assert min(new) > 0, "a forward needs at least one token per sequence"
@@ -141,10 +143,7 @@ class TransformerModel:
         # Padded queries are thrown away; a clamped position keeps them inside the model's table.
         positions = positions.clamp(max=self.context_tokens - 1)
         ragged = len(set(past)) > 1 or len(set(new)) > 1
-        if len(caches) == 1:
-            cache = DynamicCache(caches[0].layers or None)
-        else:
-            cache = _gather(caches, longest_past) if longest_past else DynamicCache()
+        cache = _gather(caches, longest_past) if longest_past else DynamicCache()
         output = self._model(
             input_ids=ids,
             attention_mask=mask if ragged else None,
@@ -152,11 +151,7 @@ class TransformerModel:
             past_key_values=cache,
             use_cache=True,
         )
-        if len(caches) == 1:
-            # Nothing is padded: the model has joined old and new itself.
-            layers = output.past_key_values.layers
-            caches[0].layers = [(layer.keys, layer.values) for layer in layers]
-        for i, own in enumerate(caches if len(caches) > 1 else ()):
+        for i, own in enumerate(caches):
             end = longest_past + new[i]
             own.append(
                 [
@@ -172,6 +167,21 @@ class TransformerModel:
             logits[i, feed.logits_from : new[i]].double().cpu().numpy()
             for i, feed in enumerate(feeds)
         ]
+
+    def _forward_alone(self, feed: Feed, own: KeyValueCache) -> Floats:
+        """Extend one cache: nothing is padded, and the model joins old and new keys itself."""
+        assert feed.tokens, "a forward needs at least one token per sequence"
+        output = self._model(
+            input_ids=torch.tensor([list(feed.tokens)], device=self._model.device),
+            past_key_values=DynamicCache(own.layers or None),
+            use_cache=True,
+        )
+        layers = output.past_key_values.layers
+        own.layers = [(layer.keys, layer.values) for layer in layers]
+        logits: Floats = (
+            output.logits[0, feed.logits_from :, : self.vocab_size].double().cpu().numpy()
+        )
+        return logits
 
 
 def _key_value_cache(feed: Feed) -> KeyValueCache:
