@@ -104,7 +104,7 @@ def tokens_of(records: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_server_process_changes_no_token(server: Process, tmp_path: Path) -> None:
-    options = ("--tokens", "96", "--mode", "async", "--payload", "id_prob")
+    options = ("--tokens", "48", "--mode", "async", "--payload", "id_prob")
     plain = device(server.port, tmp_path / "plain.parquet", *options)
     assert plain.wait(300) == 0
     # At this rate an answer takes seconds, so that the server is killed in the middle of it.

@@ -11,7 +11,10 @@ import json
 import logging
 import math
 import random
+import shutil
+import ssl
 import struct
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -68,6 +71,7 @@ class Ends:
         self.limits = ServerLimits.model_validate(limits)
         self.port = 0
         self.pace: ForwardTime | None = None
+        self.context: ssl.SSLContext | None = None
 
     async def serve(self, metrics_of: Callable | None = None) -> WallServer:
         verifier, limits = ModelVerifier(self.target), self.limits
@@ -82,7 +86,7 @@ class Ends:
             pace=self.pace,
             observe=self.metrics.observe if self.metrics else lambda name, seconds: None,
         )
-        self.port = await self.server.listen("127.0.0.1", self.port)
+        self.port = await self.server.listen("127.0.0.1", self.port, self.context)
         return self.server
 
     def device(self, draft: SequenceModel, token: bytes | None = None) -> WallDevice:
@@ -405,6 +409,44 @@ def test_logs_are_json_and_hold_no_tokens(models: tuple[SequenceModel, SequenceM
     assert "hidden" not in stream.getvalue()
     known = {"time", "level", "event", "host", "port", "connection", "reason"}
     assert all(set(line) <= known or line["event"] == "stopped" for line in lines)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_tls_needs_the_certificate_that_is_trusted(
+    models: tuple[SequenceModel, SequenceModel], tmp_path: Path
+) -> None:
+    target, draft = models
+    paths = []
+    for name in ("own", "other"):
+        certificate, key = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
+                *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"),
+                *("-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-out", str(certificate), "-keyout", str(key)),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        paths.append((certificate, key))
+    (own, key), (other, _) = paths
+
+    async def run() -> None:
+        ends = Ends(target)
+        ends.context = transport.server_context(own, key)
+        server = await ends.serve()
+        for authority, works in ((own, True), (other, False), (None, False)):
+            context = transport.device_context(authority)
+            dial = Dial("127.0.0.1", ends.port, context=context)
+            async with WallDevice(draft, dial, max_losses=0) as device:
+                record = await ask(device, settings_of(), request_of(0))
+            assert (len(record.tokens), not record.refusal) == ((24, True) if works else (0, False))
+        await server.close()
+
+    play(run())
+    with pytest.raises(UserError, match="cannot be used"):
+        transport.server_context(own, other)
 
 
 class Clock:
