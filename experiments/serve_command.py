@@ -176,6 +176,9 @@ def device(
     authority: Annotated[
         Path | None, typer.Option(help="certificate that is trusted, with --tls")
     ] = None,
+    patience_s: Annotated[
+        float, typer.Option(min=0, help="how long a server may be out of reach")
+    ] = 60.0,
     pace: Pace = None,
     read_token_s: Annotated[float, typer.Option(min=0, help="per prompt token, with --pace")] = 0.0,
     records: Annotated[Path | None, typer.Option(help="write records here (Parquet)")] = None,
@@ -204,7 +207,13 @@ def device(
     phone = get_phone(pace) if pace is not None else None
     end = WallDevice(
         TransformerModel(model, size),
-        Dial(host, port, token, device_context(authority) if tls else None),
+        Dial(
+            host,
+            port,
+            token,
+            device_context(authority) if tls else None,
+            patience_s=patience_s,
+        ),
         pace=DeviceProfile(phone.draft_time_s, read_token_s) if phone is not None else None,
         uplink=Uplink(uplink_bps, rtt_s / 2, settings.frame_overhead_bytes),
     )

@@ -203,6 +203,7 @@ COMMANDS = {
         "--mode",
         "--pace",
         "--pair",
+        "--patience-s",
         "--payload",
         "--prompts",
         "--read-token-s",

@@ -109,7 +109,15 @@ def test_a_killed_server_process_changes_no_token(server: Process, tmp_path: Pat
     assert plain.wait(300) == 0
     # At this rate an answer takes seconds, so that the server is killed in the middle of it.
     slow = device(
-        server.port, tmp_path / "slow.parquet", *options, "--uplink-bps", "12000", "--rtt-s", "0.1"
+        server.port,
+        tmp_path / "slow.parquet",
+        *options,
+        "--uplink-bps",
+        "12000",
+        "--rtt-s",
+        "0.1",
+        "--patience-s",
+        "300",
     )
     before = server.rounds()
     while server.rounds() < before + 3:

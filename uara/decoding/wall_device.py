@@ -49,6 +49,7 @@ class Dial:
     token: bytes = b""
     context: ssl.SSLContext | None = None
     connect_s: float = 5.0
+    patience_s: float = 60.0  # for a server that cannot be reached, say while it is restarted
 
 
 @dataclass
@@ -184,7 +185,7 @@ class WallDevice:
 
     async def _stay_connected(self) -> None:
         """Connect, read to the end, connect again."""
-        failures = 0
+        failures, reached_s = 0, time.monotonic()
         while True:
             try:
                 reader, writer = await asyncio.wait_for(
@@ -194,7 +195,9 @@ class WallDevice:
                     self._dial.connect_s,
                 )
             except (OSError, TimeoutError):
-                self._obey(self.front.disconnected())
+                away_s = time.monotonic() - reached_s
+                if away_s > self._dial.patience_s:
+                    self._obey(self.front.give_up(f"no server was reached for {away_s:.0f} s"))
                 await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1
                 continue
@@ -204,6 +207,7 @@ class WallDevice:
             failures = 0 if await self._listen(reader) else failures + 1
             self._hang_up()
             self._obey(self.front.disconnected())
+            reached_s = time.monotonic()
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
     async def _listen(self, reader: asyncio.StreamReader) -> bool:

@@ -209,6 +209,20 @@ def test_a_server_restarted_in_mid_request_goes_on_where_the_device_stands(
     play(run())
 
 
+def test_a_server_out_of_reach_ends_a_request_with_a_reason(
+    models: tuple[SequenceModel, SequenceModel],
+) -> None:
+    async def run() -> None:
+        ends = Ends(models[0])
+        await (await ends.serve()).close()
+        dial = Dial("127.0.0.1", ends.port, patience_s=0.05)
+        async with WallDevice(models[1], dial) as device:
+            record = await ask(device, settings_of(), request_of(0))
+        assert record.refusal.startswith("no server was reached")
+
+    play(run())
+
+
 def test_a_device_that_vanishes_leaves_nothing_behind(
     models: tuple[SequenceModel, SequenceModel],
 ) -> None:
