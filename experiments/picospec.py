@@ -1,8 +1,8 @@
 """The speeds of PicoSpec (arXiv 2603.19133) by the runtime's own machines under a virtual clock.
 
 `python -m experiments.picospec` prints the four cells of its Table 1, the ablations of Tables 2 and
-3, and a sweep over round trips and draft lengths. Tokens pass with a fixed probability; times
-scatter; everything else is the runtime that serves real models.
+3, the cells with branches, and sweeps over round trip, bandwidth and draft length. Tokens pass with
+a fixed probability; times scatter; everything else is the runtime that serves real models.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from experiments.config import load_as
@@ -54,6 +55,10 @@ class Cell(BaseModel):
     without_fast: float = Field(gt=0, description="without fast verification")
     without_split: float = Field(gt=0, description="without separate rejection sampling")
     target: float = Field(gt=0, description="speed over plain decoding that one chain should reach")
+    branch_target: float = Field(
+        gt=0, description="speed over plain decoding with branches, at a hit rate of 0.65"
+    )
+    branch_stretch: float = Field(gt=0, description="the same, hoped for")
     is_fitted: bool = Field(False, description="whether round trip and overhead are fitted on it")
 
 
@@ -81,6 +86,9 @@ class PicoSpecConfig(BaseModel):
     session_tokens: int = Field(500, gt=1, description="answer length")
     sweep_rtt_s: tuple[float, ...] = Field(
         (0.005, 0.02, 0.05, 0.1, 0.15, 0.2), description="round trips of the sweep"
+    )
+    sweep_bps: tuple[float, ...] = Field(
+        (0.5e6, 1e6, 2e6, 5e6, 20e6, 100e6), description="bandwidths of the sweep, each way"
     )
     max_draft_length: int = Field(8, gt=0, description="longest draft of the sweep")
     windows: tuple[int, ...] = Field((2,), description="tried for the best single chain")
@@ -295,6 +303,7 @@ def run_cell(config: PicoSpecConfig, cell: Cell, fitted: Fit) -> CellRow:
     ours = best_chain(config, cell, nominal_s)
     best = measure(config, cell, ours)
     bound = chain_bound(cell, nominal_s, cell.alpha, at_server=True)
+    assert best.tokens_per_s <= bound, f"{cell.name}: one chain is faster than its bound"
     overlap = ours.overlap
     return CellRow(
         name=cell.name,
@@ -313,18 +322,6 @@ def run_cell(config: PicoSpecConfig, cell: Cell, fitted: Fit) -> CellRow:
         without_fast=speed(replace(paper, overlap=slow(1))),
         without_split=speed(replace(paper, rule=RuleCode.TOPK, sends_rows=True)),
     )
-
-
-def sweep(config: PicoSpecConfig, cell: Cell) -> list[list[float]]:
-    """Measure speed over plain decoding for every round trip and draft length, window 2."""
-    rows = []
-    for rtt_s in config.sweep_rtt_s:
-        settings = [
-            Setting(Overlap(2), length, rtt_s) for length in range(1, config.max_draft_length + 1)
-        ]
-        speeds = [measure(config, cell, s, tokens=config.tokens // 6) for s in settings]
-        rows.append([speed.tokens_per_s / cell.ar_tokens_per_s for speed in speeds])
-    return rows
 
 
 def load(path: Path) -> PicoSpecConfig:
@@ -366,41 +363,50 @@ def ablation_table(rows: list[CellRow], cells: tuple[Cell, ...]) -> Table:
     return table
 
 
-def sweep_table(config: PicoSpecConfig, cell: Cell, rows: list[list[float]]) -> Table:
-    """Lay a sweep out: a row per round trip, a column per draft length."""
-    table = Table(title=f"{cell.name}, window 2: speed over plain decoding")
-    table.add_column("RTT ms")
-    for length in range(1, config.max_draft_length + 1):
-        table.add_column(f"n={length}")
-    for rtt_s, ratios in zip(config.sweep_rtt_s, rows, strict=True):
-        table.add_row(f"{1e3 * rtt_s:.0f}", *(f"{ratio:.2f}" for ratio in ratios))
-    return table
-
-
 def main(
     path: Annotated[Path, typer.Argument(metavar="CONFIG", help="cells and timing")] = CONFIG,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures")] = None,
     tokens: Annotated[int, typer.Option(min=0, help="per figure; 0: the config's number")] = 0,
-    sweeps: Annotated[bool, typer.Option(help="sweep round trips and draft lengths too")] = True,
+    branches: Annotated[bool, typer.Option(help="branches behind guessed corrections too")] = True,
+    sweeps: Annotated[bool, typer.Option(help="sweep round trip, bandwidth, length too")] = True,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="write the sweep")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the sweep (PNG)")] = None,
 ) -> None:
-    """Reproduce the paper's four cells, its ablations, and the sweep."""
+    """Reproduce the paper's four cells and its ablations, add branches, and sweep."""
+    from experiments import picospec_branches, picospec_sweep
+
     console = Console()
     try:
         config = load(path)
         if tokens:
             config = config.model_copy(update={"tokens": tokens})
         fitted = fit(config)
-        rows = [run_cell(config, cell, fitted) for cell in config.cells]
+        rows = [
+            run_cell(config, cell, fitted)
+            for cell in track(config.cells, description="cells", transient=True)
+        ]
+        console.print(cell_table(rows, fitted))
+        console.print(ablation_table(rows, config.cells))
+        branched = picospec_branches.run_branches(config) if branches else []
     except UserError as error:
         console.print(f"error: {error}")
         raise typer.Exit(2) from error
-    console.print(cell_table(rows, fitted))
-    console.print(ablation_table(rows, config.cells))
-    swept = {cell.name: sweep(config, cell) for cell in config.cells} if sweeps else {}
-    for cell in config.cells if sweeps else ():
-        console.print(sweep_table(config, cell, swept[cell.name]))
+    if branches:
+        console.print(picospec_branches.branch_table(branched))
+    points = picospec_sweep.sweep(config) if sweeps else []
+    for table in picospec_sweep.sweep_tables(points):
+        console.print(table)
+    if csv_file is not None:
+        picospec_sweep.write_csv(points, csv_file)
+    if figure is not None and points:
+        picospec_sweep.draw(points, figure)
     if json_file is not None:
-        found = {"fit": asdict(fitted), "cells": [asdict(row) for row in rows], "sweep": swept}
+        found = {
+            "fit": asdict(fitted),
+            "cells": [asdict(row) for row in rows],
+            "branches": [asdict(row) for row in branched],
+            "sweep": [asdict(point) for point in points],
+        }
         with whole_file(json_file) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from experiments.picospec import (
     measure,
     run_cell,
 )
+from experiments.picospec_branches import forms, premises
+from experiments.picospec_sweep import draw, sweep, sweep_tables, write_csv
 from uara.decoding.overlap import Overlap
 from uara.decoding.protocol import RuleCode
 from uara.errors import UserError
@@ -66,3 +69,53 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> 
     with pytest.raises(UserError, match="speed") as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_branches_lift_one_chain_by_what_is_guessed_and_cost_what_they_share() -> None:
+    form = Setting(
+        Overlap(2, guesses=3, branch_length=3), 3, 0.0475, hit_rate=0.65, branch_share=0.01
+    )
+    plain = replace(form, overlap=Overlap(2))
+    changes = [{}, {"hit_rate": 0.0}, {"branch_share": 0.124}]
+    best, missed, dear = (
+        measure(SMALL, LLAMA, replace(form, **change)).tokens_per_s for change in changes
+    )
+    none = measure(SMALL, LLAMA, plain).tokens_per_s
+    assert best > 1.08 * none
+    assert missed < 1.01 * none
+    assert dear < 0.9 * best
+
+
+def test_premises_are_the_shipped_measurements_beside_an_assumption(tmp_path: Path) -> None:
+    assumed, phone, machine = premises()
+    assert (assumed.hit_rates, assumed.branch_share) == ({3: 0.65}, 0.01)
+    assert phone.hit_rates == machine.hit_rates
+    assert 0.3 < phone.hit_rates[1] < phone.hit_rates[3] < 0.8
+    assert phone.branch_share < 0.05 < machine.branch_share
+    for form in forms(QWEN, phone, 0.0475):
+        assert form.hit_rate == phone.hit_rates[form.overlap.guesses]
+    with pytest.raises(UserError, match="uara pair branches"):
+        premises(tmp_path / "none.json")
+
+
+def test_a_sweep_is_written_a_line_per_point_and_drawn(tmp_path: Path) -> None:
+    tiny = SMALL.model_copy(
+        update={
+            "tokens": 60,
+            "session_tokens": 10,
+            "max_draft_length": 2,
+            "sweep_rtt_s": (0.02, 0.2),
+            "sweep_bps": (1e5, 1e8),
+            "cells": (QWEN,),
+        }
+    )
+    points = sweep(tiny)
+    assert len(points) == 2 * 2 * 2
+    ratio = {(p.axis, p.value, p.draft_length): p.ratio for p in points}
+    assert ratio["rtt_ms", 20.0, 2] > ratio["rtt_ms", 200.0, 2]
+    assert ratio["bandwidth_mbps", 100.0, 2] > ratio["bandwidth_mbps", 0.1, 2]
+    write_csv(points, tmp_path / "sweep.csv")
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 9
+    draw(points, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 5000
+    assert len(sweep_tables(points)) == 2
