@@ -477,19 +477,11 @@ def pair_branches(
     json_file: Json = None,
 ) -> None:
     """Measure how often corrections are guessed, and what a branch adds to a draft step."""
-    from experiments.comparison import SHIPPED_PROMPTS, open_pair
-    from experiments.pair.branches import measure_branches
+    from experiments.comparison import branches_of
     from experiments.tables import branch_table
-    from uara.decoding.models import load_prompts
 
-    found = measure_branches(
-        open_pair(draft, target), load_prompts(prompts or SHIPPED_PROMPTS), temperature, tokens
-    )
+    found = branches_of(draft, target, prompts, temperature, tokens)
     console.print(branch_table(found))
-    console.print(
-        f"a branch adds to a draft step: {found['this_machine']['share']:.3f} on this machine; by "
-        "roofline " + ", ".join(f"{name} {share}" for name, share in found["phones"].items())
-    )
     if json_file is not None:
         write_json(json_file, found)
 

@@ -16,6 +16,7 @@ from experiments.evaluation import (
     load_bank,
 )
 from experiments.pair.acceptance import measure_acceptance
+from experiments.pair.branches import measure_branches
 from experiments.wall import WallCheck, play_again
 from uara.control.registry import make_controller, read_name
 from uara.decoding.exactness import ExactCheck
@@ -198,3 +199,15 @@ def calibrate(
     """Measure a pair's acceptance on a decode set (the shipped one by default)."""
     pair = open_pair(draft, target)
     return measure_acceptance(pair, load_prompts(prompts or SHIPPED_PROMPTS), temperature)
+
+
+def branches_of(
+    draft: Source | None,
+    target: Source | None,
+    prompts: Path | None,
+    temperature: float,
+    max_tokens: int,
+) -> dict[str, Any]:
+    """Measure guessed corrections and costs of branches on a decode set (the shipped one)."""
+    pair = open_pair(draft, target)
+    return measure_branches(pair, load_prompts(prompts or SHIPPED_PROMPTS), temperature, max_tokens)

@@ -220,6 +220,7 @@ COMMANDS = {
     ],
     "diagnose": ["--episodes", "--figure", "--foresight", "--json"],
     "evaluate": ["--by-part", "--controller", "--csv", "--figure", "--jobs", "--json", "--policy"],
+    "pair branches": ["--draft", "--json", "--prompts", "--target", "--temperature", "--tokens"],
     "pair calibrate": [
         "--draft",
         "--json",

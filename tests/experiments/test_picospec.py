@@ -78,12 +78,12 @@ def test_branches_lift_one_chain_by_what_is_guessed_and_cost_what_they_share() -
     plain = replace(form, overlap=Overlap(2))
     changes = [{}, {"hit_rate": 0.0}, {"branch_share": 0.124}]
     best, missed, dear = (
-        measure(SMALL, LLAMA, replace(form, **change)).tokens_per_s for change in changes
+        measure(SMALL, LLAMA, replace(form, **change), tokens=300).tokens_per_s
+        for change in changes
     )
-    none = measure(SMALL, LLAMA, plain).tokens_per_s
-    assert best > 1.08 * none
-    assert missed < 1.01 * none
-    assert dear < 0.9 * best
+    none = measure(SMALL, LLAMA, plain, tokens=300).tokens_per_s
+    assert best > 1.05 * max(none, missed)
+    assert dear < 0.97 * best
 
 
 def test_premises_are_the_shipped_measurements_beside_an_assumption(tmp_path: Path) -> None:
