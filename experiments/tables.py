@@ -82,7 +82,7 @@ def branch_table(found: Mapping[str, Any]) -> Table:
             placed = " ".join(f"{rate:.2f}" for rate in rates["by_position"])
             table.add_row(rule, task, *(f"{rate:.3f}" for rate in rates["by_guesses"]), placed)
     phones = "; ".join(
-        f"{name} {share['shared_prefix']:.4f}, each row with its own prefix {share['own_prefix']:.4f}"
+        f"{name} {share['shared_prefix']:.4f}, own prefixes {share['own_prefix']:.4f}"
         for name, share in found["phones"].items()
     )
     table.caption = (
