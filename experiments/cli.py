@@ -477,11 +477,10 @@ def pair_branches(
     json_file: Json = None,
 ) -> None:
     """Measure how often corrections are guessed, and what a branch adds to a draft step."""
-    from experiments.comparison import branches_of
-    from experiments.tables import branch_table
+    from experiments import comparison, tables
 
-    found = branches_of(draft, target, prompts, temperature, tokens)
-    console.print(branch_table(found))
+    found = comparison.branches_of(draft, target, prompts, temperature, tokens)
+    console.print(tables.branch_table(found))
     if json_file is not None:
         write_json(json_file, found)
 
