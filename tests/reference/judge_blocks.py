@@ -238,9 +238,10 @@ class Asynchronous(RowSession):
     of the dead epoch that are on their way are dropped by the server. With `early_first` the first
     token of each block goes up alone the moment it is drafted.
 
-    Truncation: the device keeps a running mean (weight 1/8) of the time from sending a block to its
-    verdict. A block under way with at least one token is cut and sent, the window being open, when
-    its drafting so far and one more mean token would exceed kappa times that mean.
+    Latency-aware truncation: whenever a token is drafted, the window being open, a block whose
+    drafting began `draft_budget` seconds ago or more is cut there and sent. A budget of `verdict`
+    is the running mean (weight 1/8) of the time from sending a block to its verdict, over verdicts
+    that took a pass; before the first of them nothing is cut.
     """
 
     _number = 0
@@ -285,11 +286,13 @@ class Asynchronous(RowSession):
             self._held, self._block = block, None
 
     def _is_late(self, now: float, block: Block) -> bool:
-        """Say whether the server would idle if the block grew by another token."""
-        kappa, mean_s = self.spec.truncation, self._verdict_time_s
-        if kappa is None or mean_s is None or len(self._in_flight) >= self.spec.window:
+        """Say whether the block has used up its time and may go up at once."""
+        budget_s = self.spec.draft_budget
+        if budget_s == "verdict":
+            budget_s = self._verdict_time_s
+        if budget_s is None or len(self._in_flight) >= self.spec.window:
             return False
-        return now - block.begun_s + self.spec.draft_token_s > kappa * mean_s
+        return now - block.begun_s >= budget_s
 
     def _send(self, now: float, block: Block) -> None:
         block.sent_s = now
@@ -312,7 +315,7 @@ class Asynchronous(RowSession):
 
     def on_reject(self, now: float, what: tuple[Block, int]) -> None:  # noqa: D102
         block, self.epoch = what
-        if block.at_server_s is not None:
+        if block.is_first_accepted:
             self._note_verdict(now - block.sent_s)
         under_way = self._block
         self._drop_all(now)

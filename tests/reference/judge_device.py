@@ -49,7 +49,8 @@ class DeviceSpec:
         eager_row: the server forwards its own correction at once, alone (`async` and `psd` of form
             `pipeline`); otherwise with the next block.
         interruptible: a rejection stops the draft token under way (`async`).
-        truncation: kappa of the latency-aware cut (`async`); None: blocks are never cut.
+        draft_budget: seconds of drafting after which a block is cut (`async`); `verdict`: as long
+            as a verdict takes; None: blocks are never cut.
     """
 
     mode: Mode = "sd"
@@ -76,7 +77,7 @@ class DeviceSpec:
     first_bits: float = 0.0
     eager_row: bool = True
     interruptible: bool = False
-    truncation: float | None = None
+    draft_budget: float | Literal["verdict"] | None = None
 
 
 @dataclass

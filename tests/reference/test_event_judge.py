@@ -235,12 +235,35 @@ def test_asynchronous_speeds_agree_with_another_simulation(
     assert 1 / seen.token_s == pytest.approx(tokens_per_s, rel=0.035)
 
 
-def test_truncation_sends_what_a_verdict_time_allows() -> None:
-    device = replace(BARE, mode="async", alpha=1.0, draft_length=20, rtt_s=0.015, truncation=1.0)
-    # A verdict takes 0.095 s; the fifth token is the first after it.
+def test_a_block_is_cut_behind_the_first_token_past_its_budget() -> None:
+    device = replace(BARE, mode="async", alpha=1.0, draft_length=20, rtt_s=0.015, window=20)
+    for budget_s, tokens in [(0.001, 1), (0.03, 2), (0.095, 5), (9.0, 20)]:
+        seen = figures_of(replace(device, draft_budget=budget_s, output_tokens=4000))
+        assert seen.tokens_per_round == pytest.approx(tokens, rel=0.01)
+
+
+def test_a_full_window_lets_a_block_grow_past_its_budget() -> None:
+    # A verdict takes 0.08 + 0.115 s: the tenth token is the first that may go up.
+    device = replace(BARE, mode="async", alpha=1.0, draft_length=20, rtt_s=0.115, draft_budget=0.01)
+    assert figures_of(device).tokens_per_round == pytest.approx(10, rel=0.03)
+
+
+def test_a_budget_of_a_verdict_sends_what_a_verdict_time_allows() -> None:
+    device = replace(BARE, mode="async", alpha=1.0, draft_length=20, rtt_s=0.015)
+    device = replace(device, draft_budget="verdict", output_tokens=2000)
+    # A verdict takes 0.08 + 0.015 s; the fifth token is the first after it.
     assert figures_of(device).tokens_per_round == pytest.approx(5, rel=0.01)
     slow = replace(device, alpha=0.7)
-    assert figures_of(slow).token_s < 0.8 * figures_of(replace(slow, truncation=None)).token_s
+    assert figures_of(slow).token_s < 0.8 * figures_of(replace(slow, draft_budget=None)).token_s
+
+
+def test_an_endless_budget_changes_nothing() -> None:
+    device = replace(LINKED, mode="async", alpha=0.8, early_first=True)
+    cut, whole = (
+        judge(Setting((replace(device, draft_budget=budget),), (SERVER,), requests=20))
+        for budget in (math.inf, None)
+    )
+    assert cut == whole
 
 
 # Many devices
@@ -292,7 +315,8 @@ def test_equal_devices_fare_equally() -> None:
         ("psd", {"psd_form": "pipeline"}),
         ("async", {}),
         ("async", {"eager_row": False, "early_first": False, "interruptible": True}),
-        ("async", {"truncation": 1.0, "first_token": "round"}),
+        ("async", {"draft_budget": "verdict", "first_token": "round"}),
+        ("async", {"draft_budget": 0.03, "window": 2, "early_first": True}),
     ],
 )
 def test_every_token_and_every_second_is_accounted_for(mode: Mode, changes: dict[str, Any]) -> None:
