@@ -241,7 +241,7 @@ class Asynchronous(RowSession):
     Latency-aware truncation: whenever a token is drafted, the window being open, a block whose
     drafting began `draft_budget` seconds ago or more is cut there and sent. A budget of `verdict`
     is the running mean (weight 1/8) of the time from sending a block to its verdict, over verdicts
-    that took a pass; before the first of them nothing is cut.
+    that took a pass; before the first of a request nothing is cut.
     """
 
     _number = 0
@@ -256,6 +256,7 @@ class Asynchronous(RowSession):
 
     def start_drafting(self, at_device_s: float) -> None:  # noqa: D102
         self._number = 0
+        self._verdict_time_s = None
         self._start_block(at_device_s)
 
     def _start_block(self, now: float) -> None:

@@ -87,6 +87,7 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     """A frame came down."""
 
     frame: Frame
+    now_s: float = 0.0
 
 
 class Drafted(msgspec.Struct, frozen=True, gc=False):
@@ -107,6 +108,7 @@ class Drafted(msgspec.Struct, frozen=True, gc=False):
     epoch: int = 0
     guesses: tuple[int, ...] = ()
     grown: tuple[BranchToken, ...] = ()
+    now_s: float = 0.0
 
 
 class Resolved(msgspec.Struct, frozen=True, gc=False):
@@ -124,9 +126,10 @@ DeviceEvent = Start | Replan | Received | Drafted | Resolved | Reconnected
 
 
 class SendUp(msgspec.Struct, frozen=True, gc=False):
-    """Send a frame to the server."""
+    """Send a frame to the server; `is_cut`: it ends a block that its budget has cut."""
 
     frame: Frame
+    is_cut: bool = False
 
 
 class DraftToken(msgspec.Struct, frozen=True, gc=False):

@@ -260,7 +260,7 @@ class DeviceFront:
         self._check(frame, state)
         if isinstance(frame, Verdict) and isinstance(state, DeviceState):
             self._actions.append(Judged(frame.accepted, len(state.block)))
-        self._advance(dev.Received(frame))
+        self._advance(dev.Received(frame, self._heard_s))
 
     def _check(self, frame: Frame, state: MachineState) -> None:
         """Check what the machine and the draft model rely on."""

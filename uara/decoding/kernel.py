@@ -18,6 +18,7 @@ from uara.decoding import device as dev
 from uara.decoding import server as srv
 from uara.decoding.batcher import Forward
 from uara.decoding.drafter import Drafter
+from uara.decoding.evolve import evolve
 from uara.decoding.kv import SequenceModel
 from uara.decoding.local_device import LocalState
 from uara.decoding.model_verifier import ModelVerifier
@@ -225,7 +226,7 @@ class VirtualKernel:
                 case dev.DraftToken():
                     self._draft(index, effect)
                 case dev.SendUp():
-                    self._send_up(index, effect.frame)
+                    self._send_up(index, effect.frame, is_cut=effect.is_cut)
                 case dev.Resolve():
                     self._resolve(index, effect)
                 case dev.Judged():
@@ -263,7 +264,7 @@ class VirtualKernel:
     def _drafted(self, index: int, event: dev.Drafted) -> None:
         # The last step of a request may end when the next one has begun.
         if event.sid == self.devices[index].state.sid:
-            self._step_device(index, event)
+            self._step_device(index, evolve(event, now_s=self.now))
 
     def _resolve(self, index: int, effect: dev.Resolve) -> None:
         node = self.devices[index]
@@ -295,7 +296,7 @@ class VirtualKernel:
 
     # Frames
 
-    def _send_up(self, index: int, frame: Frame) -> None:
+    def _send_up(self, index: int, frame: Frame, *, is_cut: bool) -> None:
         node = self.devices[index]
         data = encode(frame, self._format)
         size = len(data) + self.settings.frame_overhead_bytes
@@ -307,7 +308,8 @@ class VirtualKernel:
         if isinstance(frame, Draft) and frame.tokens:
             record = self.recorder.round(frame.sid, frame.base)
             record.draft_end_s, record.uplink_bytes = self.now, size
-            record.draft_length = len(frame.tokens)
+            record.draft_length, record.is_cut = len(frame.tokens), is_cut
+            self.recorder.requests[frame.sid].cut_blocks += is_cut
             bits += self.settings.priced_row_bits * len(frame.tokens)
         self.recorder.requests[frame.sid].uplink_bytes += size
         kept = self.recorder.send(frame, size, node.uplink, self.now, is_up=True)
@@ -389,7 +391,7 @@ class VirtualKernel:
         node, epoch = self.devices[index], getattr(frame, "epoch", -1)
         before = node.dropped
         is_stale = -1 < epoch < node.epoch
-        self._step_device(index, dev.Received(frame))
+        self._step_device(index, dev.Received(frame, self.now))
         if parcel.record is not None:
             drops = node.dropped - before
             parcel.record.end((0, 0), (drops * is_stale, drops * (not is_stale)))

@@ -20,6 +20,7 @@ from uara.decoding.device import (
     DraftToken,
     step_device,
 )
+from uara.decoding.draft_budget import DraftBudget
 from uara.decoding.drafter import Drafter
 from uara.decoding.estimates import RunningTimes
 from uara.decoding.links import FluidLink
@@ -100,6 +101,7 @@ class KernelSettings:
         drain_slots: the run is stopped so many slots after the last arrival.
         mode: serving mode of requests where the plan names none.
         window: of mode `async`.
+        draft_budget: drafting time of a block of mode `async`; None: blocks are never cut.
         overlap: form of parallel sessions in place of the one that belongs to their mode.
         jitter: scatter of times; None: times are those of the profiles.
         watchdog_s: a run in which requests are alive and nothing is committed for so long is
@@ -121,6 +123,7 @@ class KernelSettings:
     drain_slots: int = 4000
     mode: str = "sd"
     window: int = 1
+    draft_budget: DraftBudget | None = None
     overlap: Overlap | None = None
     jitter: Jitter | None = None
     watchdog_s: float | None = None
@@ -171,7 +174,7 @@ class KernelSettings:
             mode = self.mode if MODES[self.mode].drafts and MODES[self.mode].uses_server else "sd"
         if mode == "device_only":
             return LocalState()
-        overlap = self.overlap or overlap_of(mode, self.window)
+        overlap = self.overlap or overlap_of(mode, self.window, self.draft_budget)
         return DeviceState() if overlap is None else ParallelDeviceState(overlap)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uara.decoding.draft_budget import DraftBudget
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -24,6 +26,7 @@ class Overlap:
         guesses: corrections guessed at every drafted position; behind each a branch is drafted
             ahead, which is taken up at a rejection that it foresaw. 0: none.
         branch_length: tokens that a branch grows to.
+        draft_budget: drafting time after which a block is cut; None: blocks are never cut.
     """
 
     window: int = 1
@@ -33,6 +36,7 @@ class Overlap:
     first_length: int = 0
     guesses: int = 0
     branch_length: int = 4
+    draft_budget: DraftBudget | None = None
 
     def __post_init__(self) -> None:
         assert self.window >= 0, "a window cannot be negative"
@@ -41,15 +45,19 @@ class Overlap:
         assert self.branch_length > 0, "a branch has at least one token"
         drafts_on = self.window > 0 and not self.has_barrier
         assert drafts_on or not self.guesses, "branches grow while a device drafts on"
+        assert self.draft_budget is None or not self.has_barrier, "a step ends with a whole block"
 
 
-def overlap_of(mode: str, window: int = 1) -> Overlap | None:
+def overlap_of(
+    mode: str, window: int = 1, draft_budget: DraftBudget | None = None
+) -> Overlap | None:
     """Return the form of a serving mode; None if its ends take turns.
 
     Args:
         mode: key of `uara.serving.modes.MODES`.
         window: of `async` (PicoSpec, arXiv 2603.19133).
+        draft_budget: of `async`.
     """
     if mode == "async":
-        return Overlap(window)
+        return Overlap(window, draft_budget=draft_budget)
     return Overlap(has_barrier=True) if mode == "psd" else None

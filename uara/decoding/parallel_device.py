@@ -37,6 +37,7 @@ from uara.decoding.device import (
     Start,
     Turn,
 )
+from uara.decoding.draft_budget import Pace
 from uara.decoding.evolve import evolve
 from uara.decoding.overlap import Overlap
 from uara.decoding.protocol import (
@@ -72,6 +73,8 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
         branches: drafted behind guessed corrections of this epoch.
         awaited: epoch, position and correction of the branch that was taken up while a draft step
             drew its next token; None if there is none.
+        pace: what it has measured, if its blocks have a budget.
+        is_cut: whether the block that is about to go up was cut.
         dropped: frames that were stale or came twice.
     """
 
@@ -96,6 +99,8 @@ class ParallelDeviceState(msgspec.Struct, frozen=True, gc=False):
     top: Pairs = EMPTY_PAIRS
     branches: Branches = ()
     awaited: tuple[int, int, int] | None = None
+    pace: Pace | None = None
+    is_cut: bool = False
     dropped: int = 0
 
     @property
@@ -156,6 +161,8 @@ def step_parallel_device(state: ParallelDeviceState, event: DeviceEvent) -> Step
     Raises:
         ProtocolError: if a frame does not fit the state.
     """
+    if state.pace is not None and isinstance(event, Drafted | Received):
+        state = evolve(state, pace=state.pace.at(event.now_s))
     match event:
         case Start():
             return _start(state, event)
@@ -193,6 +200,7 @@ def _start(state: ParallelDeviceState, event: Start) -> Step:
         text=opening.prompt[len(opening.prompt) - opening.text_tokens :],
         answer=Answer((), opening.max_new, opening.eos),
         draft_length=event.draft_length,
+        pace=None if state.overlap.draft_budget is None else Pace(state.overlap.draft_budget),
     )
     return state, (SendUp(opening),)
 
@@ -248,6 +256,7 @@ def _begin_block(state: ParallelDeviceState) -> ParallelDeviceState:
         block_start=state.drafted_to,
         block_length=min(wanted, state.room),
         is_first=False,
+        pace=None if state.pace is None else state.pace.begin(),
     )
 
 
@@ -277,14 +286,18 @@ def _frame(
 
 def _send_block(state: ParallelDeviceState) -> Step:
     frame, end = _frame(state), state.drafted_to
+    pace = None if state.pace is None else state.pace.send(state.block_start, end)
+    effect = SendUp(frame, state.is_cut)
     state = evolve(
         state,
         sent_to=end,
         round=state.round + 1,
         block_length=0,
         flying=(*state.flying, end),
+        pace=pace,
+        is_cut=False,
     )
-    return state, (SendUp(frame),)
+    return state, (effect,)
 
 
 def _drafted(state: ParallelDeviceState, event: Drafted) -> Step:
@@ -320,12 +333,21 @@ def _add_token(
     )
     effects: tuple[DeviceEffect, ...] = ()
     is_first = state.drafted_to == state.block_start + 1
+    if state.pace is not None:
+        state = _watch_time(state, state.pace)
     # The row is fixed before the token is drawn, so stopping on the end token keeps the law.
     if state.overlap.sends_first_ahead and is_first and not state.is_block_whole:
         frame = _frame(state, continues=True)
         state, effects = evolve(state, sent_to=state.drafted_to), (SendUp(frame),)
     state, more = _go_on(state)
     return state, (*effects, *more)
+
+
+def _watch_time(state: ParallelDeviceState, pace: Pace) -> ParallelDeviceState:
+    """End the block under way here if it has used up its time and may go up at once."""
+    is_cut = pace.is_over and state.may_send and not state.is_block_whole
+    drafted = state.drafted_to - state.block_start
+    return evolve(state, is_cut=True, block_length=drafted) if is_cut else state
 
 
 def _token(state: ParallelDeviceState, frame: Token) -> Step:
@@ -360,6 +382,7 @@ def _begin_chain(state: ParallelDeviceState) -> ParallelDeviceState:
         is_handed_over=False,
         branches=(),
         awaited=None,
+        pace=None if state.pace is None else state.pace.restart(),
     )
 
 
@@ -370,6 +393,9 @@ def _verdict(state: ParallelDeviceState, frame: Verdict) -> Step:
         return evolve(state, dropped=state.dropped + 1), ()
     if frame.base + frame.accepted > state.sent_to:
         raise ProtocolError(f"verdict up to {frame.base + frame.accepted} on tokens never sent")
+    if state.pace is not None:
+        end = frame.base + frame.accepted
+        state = evolve(state, pace=state.pace.hear(end, rejected=is_rejection))
     if state.overlap.has_barrier and state.block_length and not state.is_block_whole:
         return evolve(state, parked=frame), ()
     return _apply(state, frame)

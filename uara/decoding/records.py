@@ -38,6 +38,7 @@ class RoundRecord(msgspec.Struct, kw_only=True):
     work: Work = "verify"
     position: int = 0  # context tokens before this round's first
     draft_length: int = 0
+    is_cut: bool = False  # its last block was ended by its budget of drafting time
     accepted: int = 0
     draft_start_s: float = 0.0
     draft_end_s: float = 0.0
@@ -79,6 +80,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     drafted: int = 0  # draft steps, those of dead epochs included
     judged: int = 0  # drafted tokens that stood or fell with a verdict
     verifications: int = 0
+    cut_blocks: int = 0  # ended by their budget of drafting time
     verified: int = 0  # tokens that verifications committed
     prompt_bytes: int = 0  # of the opening frame and what was attached to it
     uplink_bytes: int = 0  # of all frames
@@ -277,6 +279,7 @@ class Recorder:
         record.draft_start_s = min(part.draft_start_s or part.draft_end_s for part in parts)
         record.draft_end_s = max(part.draft_end_s for part in parts)
         record.uplink_end_s = max(part.uplink_end_s for part in parts)
+        record.is_cut = any(part.is_cut for part in parts)
         record.draft_length = drafted
         self.close_round(sid, base, accepted, now, has_bonus=False)
 

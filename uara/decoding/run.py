@@ -138,6 +138,7 @@ class DecodingResult:
                 sum(r.uplink_bytes - r.prompt_bytes for r in requests), tokens
             ),
             "downlink_bytes_per_token": _ratio(sum(r.downlink_bytes for r in requests), tokens),
+            "cut_blocks": sum(record.cut_blocks for record in requests),
             "drafted_tokens": sum(record.drafted for record in requests),
             "accepted_tokens": accepted,
             "rejected_tokens": tested - accepted,

@@ -334,7 +334,8 @@ class WallDevice:
                 self.busy_until_s = deadline
                 self.late_drafts += time.monotonic() > deadline + 1e-3
                 await until(deadline)
-            done = dev.Drafted(drawn.token, drawn.row, job.record.sid, work.epoch)
+            now = time.monotonic()
+            done = dev.Drafted(drawn.token, drawn.row, job.record.sid, work.epoch, now_s=now)
         if self._job is job:
             self._obey(self.front.computed(done, action.number))
             self._note_progress()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as search
+from hypothesis import strategies as st
 
 from tests.uara.decoding.test_law import DEVICES, MUTANTS, TEXT, TOKENS, VOCAB, p_value, target_law
 from uara.decoding.bernoulli import bernoulli_pair
@@ -82,6 +87,9 @@ def test_p12_the_stream_is_the_same_under_any_schedule(
         (4, 0.1, Overlap(0, sends_first_ahead=False, judges_first=False)),
         (4, 0.05, Overlap(has_barrier=True)),
         (1, 0.2, Overlap(has_barrier=True)),
+        (4, 0.05, Overlap(2, draft_budget=0.05)),
+        (6, 0.05, Overlap(1, sends_first_ahead=False, draft_budget="verdict")),
+        (3, 0.1, Overlap(3, draft_budget=1e-6)),
     ]
     found = [
         streams(
@@ -168,6 +176,68 @@ def test_greedy_output_is_the_targets_own_through_handovers_and_real_caches(
     assert (check.equal, check.unexplained) == (6, ())
     assert sum(record.handovers for record in records) > 3
     assert sum(record.tested for record in records) > 20
+
+
+@search(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    length=st.integers(1, 6),
+    budget=st.one_of(st.floats(0.001, 0.2), st.just("verdict")),
+    window=st.integers(0, 3),
+    rtt_s=st.sampled_from([0.0, 0.05, 0.3]),
+    sends_first_ahead=st.booleans(),
+    code=st.sampled_from([RuleCode.IDS, RuleCode.ID_PROB, RuleCode.GUMBEL]),
+)
+def test_a_budget_never_stalls_a_run_and_never_changes_its_tokens(
+    length: int, budget: Any, window: int, rtt_s: float, sends_first_ahead: bool, code: RuleCode,
+    table_model: Any, fixed_plan: Any,
+) -> None:  # fmt: skip
+    whole = Overlap(window, sends_first_ahead=sends_first_ahead)
+    plan = fixed_plan.of(draft_length=length, devices=DEVICES)
+    cut, uncut, endless = (
+        run(table_model, plan, code, count=DEVICES, max_new=12, rtt_s=rtt_s, overlap=overlap)
+        for overlap in (
+            replace(whole, draft_budget=budget),
+            whole,
+            replace(whole, draft_budget=math.inf),
+        )
+    )
+    assert streams(cut) == streams(uncut)
+    assert endless.recorder.rounds == uncut.recorder.rounds, "an endless budget changes no time"
+
+
+def test_records_show_which_blocks_were_cut(table_model: Any, fixed_plan: Any) -> None:
+    # Steps of 20 ms and, on other devices, of 23 or more: the third token is past the budget, or
+    # the second.
+    plan = fixed_plan.of(draft_length=6, devices=DEVICES)
+    overlap = Overlap(3, sends_first_ahead=False, draft_budget=0.045)
+    kernel = run(
+        table_model, plan, RuleCode.FULL, count=2, max_new=40, overlap=overlap, jitter=None
+    )
+    for record in kernel.recorder.requests.values():
+        rounds = [r for r in kernel.recorder.rounds if r.sid == record.sid and r.work == "verify"]
+        accepted = [r for r in rounds if r.is_cut and r.accepted == r.draft_length]
+        assert {r.draft_length for r in accepted} == {3 - record.device}
+        assert record.cut_blocks >= sum(r.is_cut for r in rounds) > 5
+
+
+def test_a_budget_below_a_draft_step_gives_blocks_of_one_token(
+    table_model: Any, fixed_plan: Any
+) -> None:
+    cut, single = (
+        run(
+            table_model,
+            fixed_plan.of(draft_length=length, devices=DEVICES),
+            RuleCode.FULL,
+            count=DEVICES,
+            max_new=20,
+            window=50,
+            draft_budget=budget,
+        ).recorder.requests.values()
+        for length, budget in ((5, 1e-3), (1, None))
+    )
+    for mine, theirs in zip(cut, single, strict=True):
+        assert (mine.end_s, mine.uplink_bytes) == (theirs.end_s, theirs.uplink_bytes)
+        assert mine.cut_blocks > theirs.cut_blocks == 0
 
 
 def law_of(

@@ -38,6 +38,7 @@ class Device:
     def __init__(self, overlap: Overlap, draft_length: int) -> None:
         self.state = ParallelDeviceState(overlap)
         self.sent: list[Frame] = []
+        self.cuts: list[bool] = []
         self.jobs: list[dev.DeviceEffect] = []
         self.step(dev.Start(OPENING, draft_length))
         self.receive(Token(1, 2, 6, True))
@@ -45,7 +46,9 @@ class Device:
 
     def step(self, event: dev.DeviceEvent) -> None:
         self.state, effects = step_parallel_device(self.state, event)
-        self.sent += [effect.frame for effect in effects if isinstance(effect, dev.SendUp)]
+        sent = [effect for effect in effects if isinstance(effect, dev.SendUp)]
+        self.sent += [effect.frame for effect in sent]
+        self.cuts += [effect.is_cut for effect in sent if isinstance(effect.frame, Draft)]
         self.jobs += [effect for effect in effects if not isinstance(effect, dev.SendUp)]
 
     def receive(self, frame: Frame) -> None:
@@ -114,6 +117,62 @@ def test_p15_a_draft_step_under_way_ends_and_is_thrown_away() -> None:
     device.step(dev.Drafted(5, PAIR, 1, 0))  # of the dead epoch
     assert device.state.tail == ()
     assert device.jobs[-1] == dev.DraftToken((4, 5, 6, 1, 7), 1)
+
+
+def timed(device: Device, *ends_s: float) -> None:
+    """End a draft step at each of these times."""
+    for token, now_s in enumerate(ends_s):
+        device.step(dev.Drafted(token, PAIR, 1, device.state.epoch, now_s=now_s))
+
+
+def test_a_block_ends_at_the_first_token_past_its_budget() -> None:
+    device = Device(Overlap(9, sends_first_ahead=False, draft_budget=2.5), 5)
+    timed(device, 1.0, 2.0, 3.0, 3.1, 6.0)
+    assert [tokens for _, _, tokens, _ in device.frames] == [(0, 1, 2), (3, 4)]
+    assert device.cuts == [True, True]
+    timed(device, 6.1, 6.2, 6.3, 6.4, 6.5)
+    assert device.frames[2][2] == (0, 1, 2, 3, 4), "a quick block is whole"
+    assert device.cuts[2] is False
+
+
+def test_a_budget_below_a_draft_step_sends_every_token_alone() -> None:
+    device = Device(Overlap(9, draft_budget=0.5), 4)
+    timed(device, 1.0, 2.0, 3.0)
+    assert device.frames == [(0, 3, (0,), False), (0, 4, (1,), False), (0, 5, (2,), False)]
+
+
+def test_a_block_that_may_not_go_up_is_not_cut() -> None:
+    device = Device(Overlap(1, sends_first_ahead=False, draft_budget=1.5), 4)
+    timed(device, 1.0, 2.0, 3.0, 4.0, 5.0)
+    assert [tokens for _, _, tokens, _ in device.frames] == [(0, 1)]
+    device.step(dev.Received(accept(3, 2), 5.5))
+    timed(device, 6.0)
+    assert device.frames[1][2] == (2, 3, 4, 0), "it goes up whole, with the token under way"
+    assert device.cuts == [True, False]
+
+
+def test_a_budget_of_a_verdict_is_what_verdicts_took() -> None:
+    device = Device(Overlap(1, sends_first_ahead=False, draft_budget="verdict"), 4)
+    timed(device, 1.0, 2.0, 3.0, 4.0)
+    assert device.cuts == [False], "nothing is known before the first verdict"
+    timed(device, 5.0)
+    device.step(dev.Received(accept(3, 4), 6.5))
+    assert device.state.pace is not None
+    assert device.state.pace.verdict_s == 2.5
+    timed(device, 6.9)
+    assert device.cuts == [False, True], "begun at 4.0, it is past 2.5 at 6.9"
+    # The block of two went up at 6.9; its second token is rejected.
+    device.step(dev.Received(reject(7, 1), 13.4))
+    assert device.state.pace.verdict_s == 2.5 + (6.5 - 2.5) / 8
+
+
+def test_a_rejection_by_the_kept_row_says_nothing_of_verdicts() -> None:
+    device = Device(Overlap(1, sends_first_ahead=False, draft_budget="verdict"), 2)
+    timed(device, 1.0, 2.0)
+    device.step(dev.Received(reject(3, 0), 2.1))
+    assert device.state.pace is not None
+    assert device.state.pace.verdict_s is None
+    assert device.state.pace.flights == ()
 
 
 def test_p3_a_verdict_acknowledges_all_that_came_before_it() -> None:
