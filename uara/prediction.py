@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveFloat,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
@@ -78,6 +79,11 @@ class PhysicsConfig(BaseModel):
     window: int = Field(
         1, gt=0, description="drafts that may be in flight unverified; read by mode async alone"
     )
+    draft_budget: PositiveFloat | Literal["verdict"] | None = Field(
+        None,
+        description="drafting time in seconds after which a draft is cut and sent, or `verdict`: "
+        "as long as a verdict takes; null: never; read by mode async alone",
+    )
     max_draft_length: int = Field(8, gt=0, description="longest draft a decision may ask for")
     batching: BatchingConfig = Field(BatchingConfig(), description="how servers form batches")
     service: Literal["batched", "fluid"] = Field(
@@ -90,7 +96,9 @@ class PhysicsConfig(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return dump_without_defaults(
-            self, dump, ("window", "service", "ids_rule", "probability_bits", "lossy")
+            self,
+            dump,
+            ("window", "draft_budget", "service", "ids_rule", "probability_bits", "lossy"),
         )
 
 
@@ -300,9 +308,14 @@ def predict(
     interference_s = unless_local(work.chosen, interference_s)
     parts = replace(parts, wait_s=batch.wait_s, verify_s=batch.verify_s)
     round_s = per_mode(work.chosen, lambda mode: mode.round_time_s(parts))
-    tokens = per_mode(work.chosen, lambda mode: mode.expected_tokens(parts.alpha, parts.gamma))
+    tokens = per_mode(work.chosen, lambda mode: mode.round_tokens(parts))
     tokens = tokens.clamp_min(1e-6)
     tpot_s = round_s / tokens
+    verdict_bits = work.verdict_bits
+    if physics.config.draft_budget is not None and "async" in work.chosen:
+        accepts, rejects = (physics.codec.verdict_bits_given(rejected=r) for r in (False, True))
+        cut_bits = accepts + (rejects - accepts) * (1 - parts.alpha) * tokens
+        verdict_bits = torch.where(work.chosen["async"], cut_bits, verdict_bits)
     accepted = per_mode(work.chosen, lambda mode: mode.accepted_tokens(tokens, parts.alpha))
     draft_s, drafts, new_tokens = effort(work.chosen, parts, round_s, work.new_tokens)
     upload_s = unless_local(work.chosen, state.upload_bits / uplink_bps)
@@ -327,7 +340,7 @@ def predict(
         interference_s=interference_s,
         remaining_s=upload_s + prefill_s + interference_s + decode_s,
         draft_bits=work.draft_bits * drafts,
-        verdict_bits=work.verdict_bits,
+        verdict_bits=verdict_bits,
         handover=work.handover,
         server_busy=batch.busy,
         is_device_only=work.is_local,
@@ -402,6 +415,9 @@ def _parts(
 ) -> RoundParts:
     """Compute the parts of a round of one draft; waits and passes are still to be found."""
     draft_s = work.gamma * state.draft_time_s
+    budget, first_uplink_s = physics.config.draft_budget, None
+    if budget is not None:
+        first_uplink_s = physics.codec.draft_bits(torch.ones_like(work.gamma)) / uplink_bps
     return RoundParts(
         draft_s=draft_s,
         uplink_s=work.draft_bits / uplink_bps,
@@ -412,6 +428,8 @@ def _parts(
         alpha=state.acceptance,
         gamma=work.gamma,
         window=physics.config.window,
+        draft_budget=budget,
+        first_uplink_s=first_uplink_s,
     )
 
 

@@ -285,9 +285,8 @@ def _frame(
 
 
 def _send_block(state: ParallelDeviceState) -> Step:
-    frame, end = _frame(state), state.drafted_to
+    frame, end, is_cut = _frame(state), state.drafted_to, state.is_cut
     pace = None if state.pace is None else state.pace.send(state.block_start, end)
-    effect = SendUp(frame, state.is_cut)
     state = evolve(
         state,
         sent_to=end,
@@ -297,7 +296,7 @@ def _send_block(state: ParallelDeviceState) -> Step:
         pace=pace,
         is_cut=False,
     )
-    return state, (effect,)
+    return state, (SendUp(frame, is_cut),)
 
 
 def _drafted(state: ParallelDeviceState, event: Drafted) -> Step:
@@ -345,9 +344,9 @@ def _add_token(
 
 def _watch_time(state: ParallelDeviceState, pace: Pace) -> ParallelDeviceState:
     """End the block under way here if it has used up its time and may go up at once."""
-    is_cut = pace.is_over and state.may_send and not state.is_block_whole
-    drafted = state.drafted_to - state.block_start
-    return evolve(state, is_cut=True, block_length=drafted) if is_cut else state
+    if not pace.is_over or not state.may_send or state.is_block_whole:
+        return state
+    return evolve(state, is_cut=True, block_length=state.drafted_to - state.block_start)
 
 
 def _token(state: ParallelDeviceState, frame: Token) -> Step:
@@ -393,9 +392,9 @@ def _verdict(state: ParallelDeviceState, frame: Verdict) -> Step:
         return evolve(state, dropped=state.dropped + 1), ()
     if frame.base + frame.accepted > state.sent_to:
         raise ProtocolError(f"verdict up to {frame.base + frame.accepted} on tokens never sent")
-    if state.pace is not None:
-        end = frame.base + frame.accepted
-        state = evolve(state, pace=state.pace.hear(end, rejected=is_rejection))
+    if (pace := state.pace) is not None:
+        pace = pace.hear(frame.base + frame.accepted, rejected=is_rejection)
+        state = evolve(state, pace=pace)
     if state.overlap.has_barrier and state.block_length and not state.is_block_whole:
         return evolve(state, parked=frame), ()
     return _apply(state, frame)

@@ -42,6 +42,10 @@ class BestOfLossless:
         """Return one token."""
         return torch.ones_like(alpha)
 
+    def round_tokens(self, parts: RoundParts) -> Tensor:
+        """Take those of the draft length; no budget of time cuts a draft here."""
+        return self.expected_tokens(parts.alpha, parts.gamma)
+
     def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
         """Take those of a sequential round's tokens."""
         return SequentialSpeculation().accepted_tokens(tokens, alpha)
@@ -60,8 +64,7 @@ class BestOfLossless:
 
     def round_time_s(self, parts: RoundParts) -> Tensor:
         """Compute the least time per token."""
-        alpha, gamma = parts.alpha, parts.gamma
-        tpot_s = [m.round_time_s(parts) / m.expected_tokens(alpha, gamma) for m in CANDIDATES]
+        tpot_s = [m.round_time_s(parts) / m.round_tokens(parts) for m in CANDIDATES]
         return reduce(torch.minimum, tpot_s)
 
     def comeback(self, parts: RoundParts) -> Comeback:

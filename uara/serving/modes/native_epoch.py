@@ -33,8 +33,9 @@ class EpochSums:
 
 
 def knows(parts: RoundParts, paths: int) -> bool:
-    """Tell whether the compiled code can be asked: float32 on the processor, and a compiler."""
+    """Tell whether the compiled code can be asked: whole drafts, float32 on the processor."""
     is_plain = parts.alpha.dtype == torch.float32 and parts.alpha.device.type == "cpu"
+    is_plain = is_plain and parts.draft_budget is None
     return is_plain and paths <= MOST_PATHS and compiler() is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class RoundParts:
     alpha: Tensor  # accepted / tested draft tokens
     gamma: Tensor  # draft length
     window: int = 1  # drafts that may be in flight unverified (`async`)
+    draft_budget: float | Literal["verdict"] | None = None  # drafting time of a draft (`async`)
+    first_uplink_s: Tensor | None = None  # sending a draft of one token; where there is a budget
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class ServingMode(Protocol):
 
     def expected_tokens(self, alpha: Tensor, gamma: Tensor) -> Tensor:
         """Compute the mean number of tokens committed in a round."""
+        ...
+
+    def round_tokens(self, parts: RoundParts) -> Tensor:
+        """Compute the mean number of tokens committed in a round of these parts."""
         ...
 
     def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:

@@ -73,6 +73,10 @@ class ParallelSpeculation:
         """
         return 1 / ((1 - alpha) + alpha / geometric_tokens(alpha, gamma.clamp_min(1) - 1))
 
+    def round_tokens(self, parts: RoundParts) -> Tensor:
+        """Take those of the draft length; no budget of time cuts a draft here."""
+        return self.expected_tokens(parts.alpha, parts.gamma)
+
     def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
         """Take all but the corrections: each token was tested, there is no bonus."""
         return tokens * alpha

@@ -36,6 +36,10 @@ class SequentialSpeculation:
         """Compute accepted draft tokens plus the correction or bonus token."""
         return geometric_tokens(alpha, gamma)
 
+    def round_tokens(self, parts: RoundParts) -> Tensor:
+        """Take those of the draft length; no budget of time cuts a draft here."""
+        return self.expected_tokens(parts.alpha, parts.gamma)
+
     def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
         """Take all but the correction or bonus token."""
         return tokens - 1

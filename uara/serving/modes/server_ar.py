@@ -26,6 +26,10 @@ class ServerAutoregressive:
         """Return one token per round."""
         return torch.ones_like(alpha)
 
+    def round_tokens(self, parts: RoundParts) -> Tensor:
+        """Take those of the draft length; no budget of time cuts a draft here."""
+        return self.expected_tokens(parts.alpha, parts.gamma)
+
     def accepted_tokens(self, tokens: Tensor, alpha: Tensor) -> Tensor:
         """Return zero: nothing is drafted."""
         return torch.zeros_like(tokens)
