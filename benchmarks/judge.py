@@ -13,9 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ RTTS_S = (0.0, 0.01, 0.05, 0.1)
 LONE_REQUESTS, SHARED_REQUESTS = 60, 4
 LONE_MODES = (("sd", 1), ("server_ar", 1), ("psd", 1), ("async", 1), ("async", 2))
 SHARED_MODES = (*LONE_MODES, ("mixed", 2))
+# Mode `async` with drafts that a budget of drafting time cuts: window, budget.
+CUT: tuple[tuple[int, float | Literal["verdict"]], ...] = ((1, "verdict"), (2, "verdict"), (1, 0.1))
 # devices, servers, foreign rows, factor on the time per token
 LOADS = (
     (2, 1, 0.0, 1.0),
@@ -89,6 +91,16 @@ def shared_cases(seed: int = 0) -> list[Case]:
                 )
             )
     return cases
+
+
+def cut_cases(cases: Sequence[Case]) -> list[Case]:
+    """List the cases of `async` with drafts that are cut, on networks of their own."""
+    return [
+        replace(case, draft_budget=budget, seed=case.seed + 500)
+        for window, budget in CUT
+        for case in cases
+        if (case.mode, case.window) == ("async", window)
+    ]
 
 
 @dataclass(frozen=True)
@@ -205,9 +217,9 @@ def main(
     torch.set_num_threads(1)
     console = Console()
     rows: list[Comparison] = []
-    for case in lone_cases(seed):
+    for case in (*lone_cases(seed), *cut_cases(lone_cases(seed + 1))):
         rows += compare(case, requests_per_device=LONE_REQUESTS)
-    for case in shared_cases(seed):
+    for case in (*shared_cases(seed), *cut_cases(shared_cases(seed + 1))):
         rows += compare(case, requests_per_device=SHARED_REQUESTS)
     summaries = summarise(rows)
     show(rows, summaries, console)

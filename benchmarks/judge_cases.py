@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class Case:
         racks: names, one per server; device i goes to server i modulo E.
         rtt_s: beyond the radio.
         window: of `async`.
+        draft_budget: of `async`, in seconds or `verdict`.
         foreign_rows: other customers in each pass; the server then never rests.
         token_work: factor on the racks' time per token, which makes load.
         seed: of gains, phones, acceptances and draft lengths.
@@ -53,6 +54,7 @@ class Case:
     racks: tuple[str, ...] = ("4xA100-40GB",)
     rtt_s: float = 0.01
     window: int = 1
+    draft_budget: float | Literal["verdict"] | None = None
     foreign_rows: float = 0.0
     token_work: float = 1.0
     seed: int = 0
@@ -60,7 +62,8 @@ class Case:
     @property
     def name(self) -> str:
         """The mode, with the window of `async`."""
-        return f"{self.mode} {self.window}" if self.mode == "async" else self.mode
+        cut = "" if self.draft_budget is None else f" {self.draft_budget}"
+        return f"{self.mode} {self.window}{cut}" if self.mode == "async" else self.mode
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def describe(case: Case) -> tuple[NetworkState, Decision, Physics]:
             "mode": "sd" if case.mode == "mixed" else case.mode,
             "codec": case.codec,
             "window": case.window,
+            "draft_budget": case.draft_budget,
         }
     )
     return state, decision, Physics.of(config)
@@ -211,6 +215,7 @@ def _device(
         token_bits=codec.token_bits(),
         first_bits=codec.draft_bits(1.0),
         window=physics.config.window,
+        draft_budget=physics.config.draft_budget,
     )
 
 

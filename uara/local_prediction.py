@@ -10,7 +10,7 @@ share of the time. Without others, upload and decoding are those of `uara.predic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -251,5 +251,9 @@ def _tpot_s(
     parts = RoundParts(
         draft_s, uplink_s, wait_s, verify_s, downlink_s, rtt_s, alpha, length, physics.config.window
     )
-    tokens = mode.expected_tokens(state.acceptance, length).unsqueeze(-1)
+    if physics.config.draft_budget is not None:
+        first_uplink_s = codec.draft_bits(1.0) / uplink_bps
+        budget = physics.config.draft_budget
+        parts = replace(parts, draft_budget=budget, first_uplink_s=first_uplink_s)
+    tokens = mode.round_tokens(parts)
     return (mode.round_time_s(parts) / tokens).expand_as(verify_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,15 @@ def test_a_shared_server_is_as_fast_as_judged(mode: str) -> None:
     assert kind_of(row) == "shared"
     assert 0.01 < row.offered_load < 0.8
     assert abs(row.error) < 0.08
+
+
+@pytest.mark.parametrize("budget", ["verdict", 0.06])
+def test_a_device_whose_drafts_are_cut_is_as_fast_as_judged(budget: Any) -> None:
+    case = Case("async", codec="ids", racks=("4xRTXA6000",), rtt_s=0.0, draft_budget=budget, seed=4)
+    (row,) = compare(case, requests_per_device=25)
+    (whole,) = compare(replace(case, draft_budget=None), requests_per_device=10)
+    assert abs(row.error) < 0.03
+    assert row.judged_s < 0.97 * whole.judged_s, "the cut binds here"
 
 
 def test_two_parallel_devices_always_wait_for_each_other() -> None:

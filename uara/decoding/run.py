@@ -312,6 +312,7 @@ def kernel_settings(
         records=config.records,
         mode=physics.config.mode,
         window=physics.config.window,
+        draft_budget=physics.config.draft_budget,
         shadows=config.fallback is not None,
     )
 

@@ -21,6 +21,7 @@ from uara.serving.modes.asynchronous import (
     _epoch,
     _epoch_in_torch,
 )
+from uara.serving.modes.cut import cut_at
 from uara.serving.modes.native_epoch import knows
 from uara.serving.modes.psd import mean_of_later_s, residual_share_of_steady
 from uara.serving.modes.sd import geometric_tokens
@@ -178,6 +179,57 @@ def test_a_wider_window_drafts_and_sends_more_that_is_thrown_away() -> None:
     assert narrow.drafts.item() == 1
     assert wide.drafts.item() > 1.5
     assert wide.draft_s.item() > narrow.draft_s.item() > 3 * 0.02
+
+
+def cut_parts(alpha: float, gamma: int, budget_s: float, **more: float) -> RoundParts:
+    return replace(bare_parts(alpha, gamma, **more), draft_budget=budget_s)
+
+
+def test_a_budget_below_a_draft_step_leaves_drafts_of_one_token() -> None:
+    for alpha in (0.0, 0.6, 0.9):
+        cut, single = cut_parts(alpha, 6, 0.001, rtt_s=0.05), bare_parts(alpha, 1, rtt_s=0.05)
+        # The window is one: behind the first draft of a chain the others wait for its verdict.
+        assert MODES["async"].round_tokens(cut).item() >= 1
+        narrow = replace(cut, window=8)
+        tokens = MODES["async"].round_tokens(narrow)
+        torch.testing.assert_close(tokens, torch.ones(1), rtol=1e-5, atol=0)
+        time_s = MODES["async"].round_time_s(narrow)
+        alone_s = MODES["async"].round_time_s(replace(single, window=8))
+        torch.testing.assert_close(time_s, alone_s, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_an_endless_budget_is_none(window: int) -> None:
+    mode, whole = MODES["async"], bare_parts(0.8, 5, window=window, rtt_s=0.05)
+    endless = replace(whole, draft_budget=float("inf"))
+    torch.testing.assert_close(mode.round_tokens(endless), mode.round_tokens(whole))
+    torch.testing.assert_close(mode.round_time_s(endless), mode.round_time_s(whole))
+    assert mode.effort(endless).draft_s.item() == pytest.approx(mode.effort(whole).draft_s.item())
+
+
+def test_nothing_accepted_brings_one_token_a_round_whatever_the_budget() -> None:
+    for budget_s in (0.001, 0.05, 9.0):
+        tokens = MODES["async"].round_tokens(cut_parts(0.0, 6, budget_s))
+        torch.testing.assert_close(tokens, torch.ones(1))
+
+
+@pytest.mark.parametrize("limit_s", [0.019, 0.021, 0.05, 0.09, 0.13])
+def test_the_length_of_a_cut_draft_is_that_of_a_simulated_one(limit_s: float) -> None:
+    gamma, alpha = 6, 0.8
+    draw = random.Random(1)
+    lengths, times_s = [], []
+    for _ in range(20_000):
+        ended_s, length = 0.0, 0
+        while length < gamma and (length == 0 or ended_s < limit_s):
+            ended_s += 0.02 * draw.uniform(0.8, 1.2)
+            length += 1
+        lengths.append(length)
+        times_s.append(ended_s)
+    law = cut_at(*(torch.tensor(x) for x in (limit_s, 0.02, float(gamma), alpha)))
+    seen = torch.tensor(lengths, dtype=torch.float64)
+    assert law.drafted.item() == pytest.approx(seen.mean().item(), rel=0.01)
+    assert law.survives.item() == pytest.approx((alpha**seen).mean().item(), rel=0.01)
+    assert 0.02 * law.drafted.item() == pytest.approx(sum(times_s) / len(times_s), rel=0.01)
 
 
 def test_auto_takes_the_time_per_token_of_the_best() -> None:

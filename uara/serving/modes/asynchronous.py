@@ -232,7 +232,7 @@ def _ends(parts: RoundParts, leg: _Leg) -> tuple[tuple[Tensor, Tensor], tuple[Te
 
 
 def _until_rest_s(parts: RoundParts, leg: _Leg) -> Tensor:
-    """Compute how long the device drafts behind a draft with no verdict; the last may grow whole."""
+    """Compute how long the device drafts behind a draft; the last may grow whole."""
     if parts.draft_budget is None:
         return parts.window * leg.draft_s
     return (parts.window - 1) * leg.draft_s + parts.draft_s
@@ -300,10 +300,10 @@ def _length(
 ) -> BlockLength:
     """Find the law of a draft's length: it ends past its budget, once it may go up."""
     alpha, gamma = parts.alpha, parts.gamma.clamp_min(1)
-    if budget_s is None:
+    if budget_s is None or last is None:
         return BlockLength(gamma, geometric_tokens(alpha, gamma - 1), alpha**gamma)
-    limit_s = torch.as_tensor(budget_s, dtype=alpha.dtype, device=alpha.device)
-    if last is not None and freed is not None:
+    limit_s = budget_s + torch.zeros_like(last.pass_to_s)
+    if freed is not None:
         room_s = freed.pass_to_s + _back_s(parts) - last.ready_s
         limit_s = torch.maximum(limit_s, room_s)
     return cut_at(limit_s, parts.draft_s / gamma, gamma, alpha)
@@ -322,7 +322,7 @@ def _start(parts: RoundParts, row_scatter: Tensor) -> _Leg:
     back_s = _back_s(parts)
     row_s = parts.verify_s * (1 + row_scatter)
     return _Leg(
-        reached=torch.ones_like(parts.alpha),
+        reached=torch.ones_like(row_s + parts.alpha),
         length=_length(parts, None, None, None),
         draft_s=parts.draft_s,
         uplink_s=parts.uplink_s,
