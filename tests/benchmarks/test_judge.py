@@ -37,9 +37,9 @@ def test_a_shared_server_is_as_fast_as_judged(mode: str) -> None:
     assert abs(row.error) < 0.08
 
 
-@pytest.mark.parametrize("budget", ["verdict", 0.06])
+@pytest.mark.parametrize("budget", ["verdict", 0.07])
 def test_a_device_whose_drafts_are_cut_is_as_fast_as_judged(budget: Any) -> None:
-    case = Case("async", codec="ids", racks=("4xRTXA6000",), rtt_s=0.0, draft_budget=budget, seed=4)
+    case = Case("async", codec="ids", rtt_s=0.0, draft_budget=budget, seed=77)
     (row,) = compare(case, requests_per_device=25)
     (whole,) = compare(replace(case, draft_budget=None), requests_per_device=10)
     assert abs(row.error) < 0.03

@@ -188,14 +188,13 @@ def cut_parts(alpha: float, gamma: int, budget_s: float, **more: float) -> Round
 def test_a_budget_below_a_draft_step_leaves_drafts_of_one_token() -> None:
     for alpha in (0.0, 0.6, 0.9):
         cut, single = cut_parts(alpha, 6, 0.001, rtt_s=0.05), bare_parts(alpha, 1, rtt_s=0.05)
-        # The window is one: behind the first draft of a chain the others wait for its verdict.
-        assert MODES["async"].round_tokens(cut).item() >= 1
-        narrow = replace(cut, window=8)
-        tokens = MODES["async"].round_tokens(narrow)
+        # In a window so wide a draft may go up at any time, but for one held behind all others.
+        cut, single = replace(cut, window=8), replace(single, window=8)
+        tokens = MODES["async"].round_tokens(cut)
         torch.testing.assert_close(tokens, torch.ones(1), rtol=1e-5, atol=0)
-        time_s = MODES["async"].round_time_s(narrow)
-        alone_s = MODES["async"].round_time_s(replace(single, window=8))
-        torch.testing.assert_close(time_s, alone_s, rtol=1e-3, atol=0)
+        time_s = MODES["async"].round_time_s(cut)
+        alone_s = MODES["async"].round_time_s(single)
+        torch.testing.assert_close(time_s, alone_s, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("window", [1, 3])
