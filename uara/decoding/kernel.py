@@ -297,8 +297,7 @@ class VirtualKernel:
     # Frames
 
     def _send_up(self, index: int, frame: Frame, *, is_cut: bool) -> None:
-        node = self.devices[index]
-        data = encode(frame, self._format)
+        node, data = self.devices[index], encode(frame, self._format)
         size = len(data) + self.settings.frame_overhead_bytes
         bits = 8.0 * size
         if isinstance(frame, Open) and node.request is not None:
@@ -317,8 +316,7 @@ class VirtualKernel:
             self._announce(index, is_up=True)
 
     def _send_down(self, server: int, frame: Frame) -> None:
-        request = self.recorder.requests[frame.sid]
-        data = encode(frame, self._format)
+        request, data = self.recorder.requests[frame.sid], encode(frame, self._format)
         size = len(data) + self.settings.frame_overhead_bytes
         request.downlink_bytes += size
         if isinstance(frame, Token | Verdict):
