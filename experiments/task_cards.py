@@ -117,7 +117,11 @@ def _content(result: Diagnosis) -> dict[str, Any]:
 
 def card(name: str, content: dict[str, Any]) -> str:
     """Write the card of a task: what it asks, the figures, which rules it misses."""
-    modes = ", ".join(f"`{row['mode']}` {row['e2e_s']:.2f}" for row in content["modes"])
+    modes = ", ".join(
+        f"`{row['mode']}` {row['e2e_s']:.2f}"
+        + ("" if row["is_lossless"] else " (draft alone, lossy)")
+        for row in content["modes"]
+    )
     spread = ", ".join(f"`{rule}` {seconds:.2f}" for rule, seconds in content["spread"].items())
     used = {part: share for part, share in content["share_of_time"].items() if share >= 0.02}
     time = ", ".join(f"{part} {100 * share:.0f} %" for part, share in used.items())

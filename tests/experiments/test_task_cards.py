@@ -126,7 +126,10 @@ CONTENT = {
         {"name": "best over greedy", "percent": 3.96, "rule": "at least 5 %", "holds": False},
         {"name": "server_ar", "percent": 40.0, "rule": "at least 20 %", "holds": True},
     ],
-    "modes": [{"mode": "sd", "e2e_s": 12.345}],
+    "modes": [
+        {"mode": "sd", "e2e_s": 12.34, "is_lossless": True},
+        {"mode": "device_only", "e2e_s": 2.0, "is_lossless": False},
+    ],
     "spread": {"random": 15.0},
     "share_of_time": {"queue": 0.3, "path": 0.01},
     "verdict": "Worth learning here: nothing.",
@@ -140,7 +143,7 @@ def test_a_card_marks_the_rules_that_are_missed(tiny: Path) -> None:
     assert "| server_ar | +40.0 | at least 20 % | yes |" in text
     assert "queue 30 %" in text
     assert "path" not in text
-    assert "`sd` 12.35" in text or "`sd` 12.34" in text
+    assert "`sd` 12.34, `device_only` 2.00 (draft alone, lossy)." in text
 
 
 def test_a_missing_diagnosis_is_one_line(tmp_path: Path) -> None:
