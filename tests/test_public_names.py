@@ -146,8 +146,8 @@ def test_the_names_of_decoding() -> None:
     assert list(inspect.signature(shipped_pair).parameters) == ["dtype"]
     assert list(inspect.signature(load_prompts).parameters) == ["path"]
     assert sorted(DecodingConfig.model_fields) == [
-        "check_draws", "drain_slots", "fallback", "read_token_s", "sample_top_k", "sample_top_p",
-        "seed", "tail_draws", "temperature",
+        "check_draws", "drain_slots", "fallback", "read_token_s", "records", "sample_top_k",
+        "sample_top_p", "seed", "tail_draws", "temperature",
     ]  # fmt: skip
 
 
@@ -235,6 +235,7 @@ COMMANDS = {
     "pair train": ["--out"],
     "plan": ["--draft", "--drops", "--execute", "--gantt", "--json", "--target"],
     "quickstart": ["--folder", "--json", "--seed"],
+    "report": ["--decoded", "--episodes", "--json", "--out"],
     "results": ["--seeds", "--workers"],
     "schema": [],
     "scores": ["--learner", "--render", "--seeds", "--workers"],

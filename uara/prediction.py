@@ -311,11 +311,6 @@ def predict(
     tokens = per_mode(work.chosen, lambda mode: mode.round_tokens(parts))
     tokens = tokens.clamp_min(1e-6)
     tpot_s = round_s / tokens
-    verdict_bits = work.verdict_bits
-    if physics.config.draft_budget is not None and "async" in work.chosen:
-        accepts, rejects = (physics.codec.verdict_bits_given(rejected=r) for r in (False, True))
-        cut_bits = accepts + (rejects - accepts) * (1 - parts.alpha) * tokens
-        verdict_bits = torch.where(work.chosen["async"], cut_bits, verdict_bits)
     accepted = per_mode(work.chosen, lambda mode: mode.accepted_tokens(tokens, parts.alpha))
     draft_s, drafts, new_tokens = effort(work.chosen, parts, round_s, work.new_tokens)
     upload_s = unless_local(work.chosen, state.upload_bits / uplink_bps)
@@ -340,12 +335,21 @@ def predict(
         interference_s=interference_s,
         remaining_s=upload_s + prefill_s + interference_s + decode_s,
         draft_bits=work.draft_bits * drafts,
-        verdict_bits=verdict_bits,
+        verdict_bits=_verdict_bits(physics, work, parts, tokens),
         handover=work.handover,
         server_busy=batch.busy,
         is_device_only=work.is_local,
         mode=work.mode,
     )
+
+
+def _verdict_bits(physics: Physics, work: _Work, parts: RoundParts, tokens: Tensor) -> Tensor:
+    """Compute the mean bits that go down in a round, (B, M); a cut draft has verdicts of its own."""
+    if physics.config.draft_budget is None or "async" not in work.chosen:
+        return work.verdict_bits
+    accepts, rejects = (physics.codec.verdict_bits_given(rejected=r) for r in (False, True))
+    cut_bits = accepts + (rejects - accepts) * (1 - parts.alpha) * tokens
+    return torch.where(work.chosen["async"], cut_bits, work.verdict_bits)
 
 
 def _rates_bps(

@@ -194,9 +194,13 @@ class WallDevice:
                     ),
                     self._dial.connect_s,
                 )
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError) as error:
                 away_s = time.monotonic() - reached_s
-                if away_s > self._dial.patience_s:
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    # Waiting does not make a certificate trusted.
+                    reason = f"the server's certificate is not trusted: {error.verify_message}"
+                    self._obey(self.front.give_up(reason))
+                elif away_s > self._dial.patience_s:
                     self._obey(self.front.give_up(f"no server was reached for {away_s:.0f} s"))
                 await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1

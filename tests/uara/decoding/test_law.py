@@ -47,6 +47,9 @@ def run_many(code: RuleCode, count: int, table_model: Any, planner: Any) -> list
         settings,
     )
     recorder = kernel.run()
+    refusals = {record.refusal for record in recorder.requests.values()} - {""}
+    if refusals:
+        raise ValueError(", ".join(sorted(refusals)))
     return [recorder.requests[sid].tokens[:TOKENS] for sid in range(count)]
 
 
