@@ -344,7 +344,7 @@ def predict(
 
 
 def _verdict_bits(physics: Physics, work: _Work, parts: RoundParts, tokens: Tensor) -> Tensor:
-    """Compute the mean bits that go down in a round, (B, M); a cut draft has verdicts of its own."""
+    """Compute the mean bits that go down in a round, (B, M); cut drafts have their own."""
     if physics.config.draft_budget is None or "async" not in work.chosen:
         return work.verdict_bits
     accepts, rejects = (physics.codec.verdict_bits_given(rejected=r) for r in (False, True))
