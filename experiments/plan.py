@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from experiments.config import from_options, read_options
-from experiments.plan_execution import ExecutionConfig
+from experiments.execution_config import ExecutionConfig
 from experiments.statistics import Interval, mean_interval
 from uara.control.plan import uplink
 from uara.control.plan.baselines import BASELINES

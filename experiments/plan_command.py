@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.plan import PlanTask, load_plan_task, run_plan
-from experiments.plan_execution import (
-    Execution,
-    execute_plan,
-    execution_rows,
-    execution_table,
-)
 from uara.control.plan.planner import Plan
 from uara.control.plan.replay import replay
 from uara.control.plan.tasks import draw_tasks
+
+if TYPE_CHECKING:
+    from experiments.plan_execution import Execution
 
 
 def plan(
@@ -72,6 +69,8 @@ def plan(
     facts = report_rows(report, seen)
     execution = _execute(task, report.plan, draft, target) if execute else None
     if execution is not None:
+        from experiments.plan_execution import execution_rows, execution_table
+
         console.print(execution_table(report.plan, execution))
         console.print(execution.sentence())
         facts.append({"kind": "execution"} | execution_rows(execution))
@@ -88,6 +87,7 @@ def _execute(task: PlanTask, plan: Plan, draft: str | None, target: str | None) 
     """Run a plan with a pair of models, the shipped one unless another is given."""
     from experiments.cli import Bar
     from experiments.comparison import open_pair
+    from experiments.plan_execution import execute_plan
     from uara.decoding.models import SHIPPED_PAIR_FOLDER, load_prompts
 
     config = task.hetedge

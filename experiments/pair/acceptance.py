@@ -9,18 +9,20 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from experiments.pair.corpus import TEXT_TASKS, Document
 from uara.decoding.models import ModelPair, Prompt
 from uara.decoding.rules import round_up
 from uara.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMAT_VERSION = 1
 WORLD_TASKS = ("chat", "summarise", "code", "photo")

@@ -151,7 +151,7 @@ def test_a_name_on_a_hub_is_taken_as_such(
         asked.append(name)
         raise OSError("offline")
 
-    monkeypatch.setattr("uara.decoding.models.AutoTokenizer.from_pretrained", load)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", load)
     small, big = (f"hub:a/{name}@{'0' * 40}" for name in ("small", "big"))
     line = refused(uara, "decode", "task.yaml", "--draft", small, "--target", big)
     assert asked == ["a/small"]

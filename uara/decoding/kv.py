@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from uara.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 Floats = NDArray[np.float64]
 
@@ -143,7 +145,7 @@ class TransformerModel:
         # Padded queries are thrown away; a clamped position keeps them inside the model's table.
         positions = positions.clamp(max=self.context_tokens - 1)
         ragged = len(set(past)) > 1 or len(set(new)) > 1
-        cache = _gather(caches, longest_past) if longest_past else DynamicCache()
+        cache = _gather(caches, longest_past) if longest_past else _dynamic_cache()
         output = self._model(
             input_ids=ids,
             attention_mask=mask if ragged else None,
@@ -173,7 +175,7 @@ class TransformerModel:
         assert feed.tokens, "a forward needs at least one token per sequence"
         output = self._model(
             input_ids=torch.tensor([list(feed.tokens)], device=self._model.device),
-            past_key_values=DynamicCache(own.layers or None),
+            past_key_values=_dynamic_cache(own.layers),
             use_cache=True,
         )
         layers = output.past_key_values.layers
@@ -202,4 +204,12 @@ def _gather(caches: Sequence[KeyValueCache], longest: int) -> DynamicCache:
                     rows[i, :, longest - cache.length :] = cache.layers[index][part][0]
             pair.append(rows)
         joined.append((pair[0], pair[1]))
-    return DynamicCache(joined)
+    return _dynamic_cache(joined)
+
+
+def _dynamic_cache(layers: list[tuple[Tensor, Tensor]] | None = None) -> DynamicCache:
+    """Make a cache of keys and values per layer, empty without."""
+    # Loading transformers takes seconds, which commands without a model should not pay.
+    from transformers import DynamicCache
+
+    return DynamicCache(layers or None)

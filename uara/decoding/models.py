@@ -7,19 +7,15 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging
 
 from uara.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHIPPED_PAIR_FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "pair"
 HUB_PREFIX = "hub:"
@@ -208,6 +204,8 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: if it is missing or unreadable.
     """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     location = _location(source)
     shared = Path(location).parent / "tokenizer.json"
     own = (Path(location) / name for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -231,6 +229,10 @@ def load_model(source: Path | str, dtype: torch.dtype = torch.float32) -> PreTra
     Raises:
         UserError: if it is missing or unreadable.
     """
+    # Loading transformers takes seconds, which commands without a model should not pay.
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
     was_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

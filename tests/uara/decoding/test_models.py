@@ -171,8 +171,8 @@ def test_hub_models_are_loaded_at_their_commit_and_never_run_code_of_theirs(
         asked.append((name, options))
         raise OSError("no hub here")
 
-    monkeypatch.setattr("uara.decoding.models.AutoTokenizer.from_pretrained", note)
-    monkeypatch.setattr("uara.decoding.models.AutoModelForCausalLM.from_pretrained", note)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", note)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", note)
     commit = "0123456789abcdef" * 2 + "01234567"
     with pytest.raises(UserError, match=r"cannot be read \(no hub here\)"):
         load_pair(f"hub:own/small@{commit}", f"hub:own/big@{commit}")
