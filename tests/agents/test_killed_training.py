@@ -116,7 +116,7 @@ def _train_and_be_killed(
         *(
             pytest.param(config, "in a slot", count, id=f"{name} {count}", marks=pytest.mark.slow)
             for name, config in (("mappo", MAPPO), ("masac", MASAC), ("copy", COPY))
-            for count in (26, 27, 31, 38, 44)
+            for count in (27, 31, 44)  # the first checkpoint follows slot 26
         ),
         pytest.param(MASAC, "in a checkpoint", 2, id="masac saves", marks=pytest.mark.slow),
         pytest.param(MAPPO, "in a row", 4, id="mappo in a row", marks=pytest.mark.slow),
