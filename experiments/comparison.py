@@ -158,16 +158,19 @@ def decode_with(
         rows.append(row)
         stem = folder / row.controller
         for kind in ("requests", "rounds", "frames", "forwards"):
-            write_parquet(stem.with_name(f"{stem.name}-{kind}.parquet"), getattr(row.result, kind))
-        start_s = min(record.draft_start_s for record in row.result.rounds)
-        figure = draw_timeline(
-            row.result.requests,
-            row.result.rounds,
-            start_s=start_s,
-            end_s=start_s + TIMELINE_S,
-            title=f"{row.controller}: real draft/verify rounds",
-        )
-        write_png(figure, stem.with_name(f"{stem.name}-timeline.png"))
+            records = getattr(row.result, kind)
+            if records:  # a device alone has no server that runs forwards
+                write_parquet(stem.with_name(f"{stem.name}-{kind}.parquet"), records)
+        if row.result.rounds:
+            start_s = min(record.draft_start_s for record in row.result.rounds)
+            figure = draw_timeline(
+                row.result.requests,
+                row.result.rounds,
+                start_s=start_s,
+                end_s=start_s + TIMELINE_S,
+                title=f"{row.controller}: real draft/verify rounds",
+            )
+            write_png(figure, stem.with_name(f"{stem.name}-timeline.png"))
         if on_wall is not None:
             check = play_again(
                 setup,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -344,3 +345,10 @@ def test_records_are_written_whole(tmp_path: Path) -> None:
     assert [row["sid"] for row in rows] == [1, 4]
     assert rows[0]["accepted"] == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["rounds.parquet"]
+
+
+def test_every_figure_of_a_run_is_explained_among_the_metrics() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_]+)`", page))
+    figures = DecodingResult([], [], "none", "none", [], 0.0).summary()
+    assert {name.replace("_p95_s", "_s") for name in figures} <= named
