@@ -54,10 +54,10 @@ class Case:
     racks: tuple[str, ...] = ("4xA100-40GB",)
     rtt_s: float = 0.01
     window: int = 1
-    draft_budget: float | Literal["verdict"] | None = None
     foreign_rows: float = 0.0
     token_work: float = 1.0
     seed: int = 0
+    draft_budget: float | Literal["verdict"] | None = None
 
     @property
     def name(self) -> str:
